@@ -1,0 +1,51 @@
+"""The root of the exception tree, and what is wrong with a configuration.
+
+    SftError                    exit code 1: the run failed
+     ├── ConfigError            exit code 2: a list of problems in a configuration
+     └── (stages.errors)        DataError (exit code 2), StageError, TransientError, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class SftError(Exception):
+    """An error whose text is meant for the user: where, what was found, what was expected, what to do."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, or unusual, in a configuration.
+
+    Attributes:
+        place: where it stands, `run.yaml:12:3` or `command line`.
+        key: the dotted key, `datasets.0.type`; empty when the file as a whole is meant.
+        value: what was found, as text; empty when nothing was.
+        rule: what was expected.
+        remedy: what to do about it.
+    """
+
+    place: str
+    key: str
+    value: str
+    rule: str
+    remedy: str
+
+    def __str__(self) -> str:
+        found = f" = {self.value}" if self.value else ""
+        subject = f"{self.key}{found}: " if self.key else ""
+        return f"{self.place}: {subject}{self.rule}. {self.remedy}".rstrip()
+
+
+class ConfigError(SftError):
+    """Everything that is wrong with a configuration, all at once."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))

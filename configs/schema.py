@@ -1,0 +1,282 @@
+"""The schema of a run, with axolotl's names and meanings, and keys of our own beside them.
+
+Below this module a configuration is never written to and never asked for a key that it may not have.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+SHORT_NAMES = {"flash": "flash_attention_2", "flex": "flex_attention", "sdp": "sdpa"}
+
+Train = Literal["all", "turn", "last", "none"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Strings = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+
+
+class PromptConfig(Section):
+    """A user-defined instruction format: `type:` given as a dictionary."""
+
+    system_prompt: str = Field("", description="Text of the system part when a row has none.")
+    field_system: str = Field("system", description="Column of the system prompt.")
+    field_instruction: str = Field("instruction", description="Column of the instruction.")
+    field_input: str = Field("input", description="Column of the optional input.")
+    field_output: str = Field("output", description="Column of the response that is trained.")
+    format: str = Field("{instruction} {input} ", description="Prompt when the row has an input.")
+    no_input_format: str = Field("{instruction} ", description="Prompt when the row has none.")
+    system_format: str = Field("{system}", description="How the system prompt is written in front.")
+
+
+class DatasetConfig(Section):
+    """One data set: where its rows are, and how a row becomes text and a label mask."""
+
+    path: str = Field(description="Hub id, or a local file or folder.")
+    type: str | PromptConfig = Field(description="Format of a row: chat_template, alpaca, input_output, completion.")
+    split: str | None = Field(None, description="Split to read, with slices (`train[:20%]`); default train.")
+    name: str | None = Field(None, description="Configuration name of a Hub data set.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a Hub data set; pinned to its commit.")
+    data_files: Strings = Field((), description="Files to read, relative to `path` when that is a folder or Hub id.")
+    ds_type: Literal["json", "csv", "parquet", "arrow", "text"] | None = Field(
+        None, description="Format of the files; default: by their extension."
+    )
+    field: str = Field("text", description="completion: column of the text.")
+    field_messages: str = Field("messages", description="chat_template: column of the list of messages.")
+    field_system: str = Field("system", description="chat_template: column of a system prompt beside the messages.")
+    field_tools: str = Field("tools", description="chat_template: column of the tool schemas.")
+    field_thinking: str | None = Field(None, description="chat_template: message key of the reasoning text.")
+    template_thinking_key: str = Field(
+        "reasoning_content", description="chat_template: name under which the template reads the reasoning text."
+    )
+    message_field_role: str | None = Field(None, description="Old form of message_property_mappings.role.")
+    message_field_content: str | None = Field(None, description="Old form of message_property_mappings.content.")
+    message_property_mappings: dict[str, str] = Field(
+        {}, description="chat_template: template's message property -> key in the data's messages."
+    )
+    message_field_training: str | None = Field(None, description="chat_template: message key that says: train or not.")
+    message_field_training_detail: str | None = Field(
+        None, description="chat_template: message key with a list of {begin_offset, end_offset, train} (characters)."
+    )
+    split_thinking: bool = Field(False, description="chat_template: cut <think>...</think> out into the reasoning.")
+    roles: dict[str, tuple[str, ...]] | None = Field(
+        None, description="chat_template: role -> names for it in the data; replaces the default map."
+    )
+    roles_to_train: tuple[str, ...] = Field(("assistant",), description="chat_template: roles whose turns are trained.")
+    train_on_eos: Train = Field("turn", description="chat_template: end-of-sequence tokens that are trained.")
+    train_on_eot: Train | None = Field(
+        None, description="chat_template: end-of-turn tokens that are trained; default as train_on_eos."
+    )
+    drop_system_message: bool = Field(False, description="chat_template: remove a leading system message.")
+    chat_template: str | None = Field(None, description="Chat template of this data set; default: the run's.")
+    chat_template_jinja: str | None = Field(None, description="Jinja text, or the path of a file with it.")
+
+    @model_validator(mode="after")
+    def _message_field_once(self) -> DatasetConfig:
+        for old, prop in (("message_field_role", "role"), ("message_field_content", "content")):
+            value, mapped = getattr(self, old), self.message_property_mappings.get(prop)
+            if value and mapped and value != mapped:
+                raise ValueError(
+                    f"{old}: {value!r} contradicts message_property_mappings.{prop}: {mapped!r}; keep the mapping"
+                )
+        return self
+
+    @property
+    def message_properties(self) -> dict[str, str]:
+        """Return template property -> key in the data, with role and content always filled in."""
+        old = {"role": self.message_field_role or "role", "content": self.message_field_content or "content"}
+        thinking = {self.template_thinking_key: self.field_thinking} if self.field_thinking else {}
+        return {**old, **thinking, **self.message_property_mappings}
+
+
+class SpecialTokensConfig(Section):
+    """Special tokens to set on the tokenizer; new ones are added to its vocabulary."""
+
+    bos_token: str | None = Field(None, description="Beginning of sequence.")
+    eos_token: str | None = Field(None, description="End of sequence.")
+    pad_token: str | None = Field(None, description="Padding; default: the tokenizer's, else its end of sequence.")
+    unk_token: str | None = Field(None, description="Unknown.")
+    additional_special_tokens: tuple[str, ...] = Field((), description="Further special tokens.")
+
+
+class LauncherConfig(Section):
+    """How training processes are started."""
+
+    type: Literal["local"] = Field("local", description="Engine that starts them: torchrun on this machine.")
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="Number of training processes; auto: one per GPU, one without a GPU."
+    )
+    threads: int = Field(0, ge=0, description="CPU threads per process (OMP_NUM_THREADS); 0: cores / processes.")
+
+
+class PublishConfig(Section):
+    """Where the finished model goes."""
+
+    to: str = Field(description="Folder or fsspec URL (s3://, gs://, memory excluded) that receives the model.")
+
+
+def _as_publish(value: Any) -> Any:
+    return {"to": value} if isinstance(value, str) else value
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    # Model and tokenizer
+    base_model: str = Field(description="Hub id or folder of the model that is trained.")
+    model_revision: str | None = Field(None, description="Branch, tag or commit of the base model on the Hub.")
+    tokenizer_config: str | None = Field(None, description="Hub id or folder of the tokenizer; default: base_model.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the base model.")
+    special_tokens: SpecialTokensConfig = Field(SpecialTokensConfig(), description="Special tokens to set.")
+
+    # Data
+    datasets: tuple[DatasetConfig, ...] = Field(min_length=1, description="The training data sets.")
+    chat_template: str | None = Field(
+        None, description="Chat template: tokenizer_default, jinja, or a name; default: the tokenizer's own."
+    )
+    chat_template_jinja: str | None = Field(None, description="Jinja text, or the path of a file with it.")
+    chat_template_kwargs: dict[str, Any] = Field({}, description="Extra variables for every rendering.")
+    eot_tokens: tuple[str, ...] | None = Field(None, description="End-of-turn tokens; default: the end of sequence.")
+    train_on_inputs: bool = Field(False, description="Train on prompts as well.")
+    shuffle_merged_datasets: bool = Field(True, description="Shuffle the rows with `seed` before the split.")
+    val_set_size: float = Field(0.0, ge=0, description="Held-out part: a fraction below 1, or a number of rows.")
+    sequence_len: int = Field(512, ge=1, description="Longest sequence, in tokens.")
+    excess_length_strategy: Literal["drop", "truncate", "raise"] = Field(
+        "drop", description="What happens to rows longer than sequence_len."
+    )
+    min_sample_len: int = Field(2, ge=1, description="Shortest row that is kept, in tokens.")
+    max_rejected_ratio: float = Field(
+        0.01, ge=0, le=1, description="Share of rows that may be rejected as broken before the run stops. Our own key."
+    )
+    sample_packing: bool = Field(False, description="Put several rows into one sequence, isolated from each other.")
+    eval_sample_packing: bool | None = Field(None, description="The same for evaluation; default: as sample_packing.")
+    pad_to_sequence_len: bool = Field(False, description="Pad every batch to sequence_len instead of its longest row.")
+    dataset_num_proc: int | None = Field(None, ge=1, description="Processes that tokenize; default: all cores.")
+
+    # Adapter
+    adapter: Literal["lora"] | None = Field(None, description="lora, or nothing for full fine-tuning.")
+    lora_r: int = Field(16, ge=1, description="Rank of the adapter.")
+    lora_alpha: int = Field(32, ge=1, description="Scale of the adapter: alpha / r.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the adapter.")
+    lora_target_modules: Strings = Field((), description="Modules to adapt: names, or one regular expression.")
+    lora_target_linear: bool = Field(False, description="Adapt every linear layer but the output head.")
+    lora_modules_to_save: tuple[str, ...] = Field((), description="Modules trained in full beside the adapter.")
+
+    # Optimisation
+    micro_batch_size: int | None = Field(None, ge=1, description="Sequences per process and forward pass.")
+    gradient_accumulation_steps: int | None = Field(None, ge=1, description="Forward passes per optimizer step.")
+    batch_size: int | None = Field(None, ge=1, description="Micro batch times accumulation, instead of one of them.")
+    eval_batch_size: int | None = Field(None, ge=1, description="Sequences per process in evaluation.")
+    num_epochs: float = Field(1.0, gt=0, description="Passes over the data.")
+    max_steps: int | None = Field(None, ge=1, description="Most optimizer steps.")
+    learning_rate: float = Field(gt=0, description="Peak learning rate.")
+    lr_scheduler: str = Field("cosine", description="Learning-rate schedule, a name of Hugging Face's.")
+    lr_scheduler_kwargs: dict[str, Any] = Field({}, description="Arguments of the schedule.")
+    warmup_steps: int | None = Field(None, ge=0, description="Steps of warm-up.")
+    warmup_ratio: float | None = Field(None, ge=0, le=1, description="Warm-up as a share of all steps.")
+    optimizer: str = Field("adamw_torch_fused", description="Optimizer, a name of Hugging Face's.")
+    optim_args: dict[str, Any] = Field({}, description="Arguments of the optimizer.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first decay rate.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second decay rate.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0: not at all.")
+    neftune_noise_alpha: float | None = Field(None, gt=0, description="NEFTune noise on the embeddings.")
+    seed: int = Field(42, ge=0, description="Seed of shuffling, dropout and initialisation.")
+
+    # Precision and speed
+    bf16: bool | Literal["auto", "full"] = Field("auto", description="bfloat16; auto: where the GPU has it.")
+    fp16: bool = Field(False, description="float16 mixed precision.")
+    tf32: bool | Literal["auto"] = Field("auto", description="TensorFloat-32 matrix products; auto: where there are.")
+    attn_implementation: str | None = Field(None, description="Attention: eager, sdpa, flash_attention_2, ...")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    gradient_checkpointing_kwargs: dict[str, Any] = Field({}, description="Arguments of checkpointing.")
+    dataloader_num_workers: int = Field(0, ge=0, description="Processes that assemble batches.")
+
+    # Logging, evaluation, saving
+    logging_steps: int | None = Field(None, ge=1, description="Steps between log lines; default: 0.5 % of all, 1-10.")
+    eval_steps: float | None = Field(None, gt=0, description="Steps between evaluations, or a fraction of all.")
+    evals_per_epoch: int | None = Field(None, ge=1, description="Evaluations per epoch.")
+    save_steps: float | None = Field(None, gt=0, description="Steps between checkpoints, or a fraction of all.")
+    saves_per_epoch: int | None = Field(None, ge=0, description="Checkpoints per epoch.")
+    save_total_limit: int = Field(4, ge=1, description="Checkpoints that are kept.")
+    output_dir: str = Field("./model-out", description="Receives the final files of the run.")
+
+    # Our own
+    artifact_store: str = Field("./artifacts", description="Folder of the artifact store. Our own key.")
+    launcher: LauncherConfig = Field(LauncherConfig(), description="How training is started. Our own key.")
+    publish: Annotated[PublishConfig | None, BeforeValidator(_as_publish)] = Field(
+        None, description="Where the model is published; default: a folder in output_dir. Our own key."
+    )
+
+    @model_validator(mode="after")
+    def _batch_sizes(self) -> RunConfig:
+        given = [self.micro_batch_size, self.gradient_accumulation_steps, self.batch_size]
+        if sum(value is not None for value in given) < 2:
+            raise ValueError(
+                "give two of micro_batch_size, gradient_accumulation_steps and batch_size; "
+                "usual: micro_batch_size: 2, gradient_accumulation_steps: 4"
+            )
+        if self.batch_size and self.gradient_accumulation_steps:
+            raise ValueError("batch_size and gradient_accumulation_steps exclude each other; remove batch_size")
+        if self.batch_size and self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError("batch_size must be a multiple of micro_batch_size; change one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _exclusive_keys(self) -> RunConfig:
+        pairs = [("warmup_steps", "warmup_ratio"), ("eval_steps", "evals_per_epoch"), ("save_steps", "saves_per_epoch")]
+        for first, second in pairs:
+            if getattr(self, first) is not None and getattr(self, second) is not None:
+                raise ValueError(f"{first} and {second} exclude each other; remove {first}")
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_targets(self) -> RunConfig:
+        if self.adapter and not (self.lora_target_linear or self.lora_target_modules):
+            raise ValueError("adapter: lora needs its targets; set lora_target_linear: true")
+        return self
+
+    @model_validator(mode="after")
+    def _precision_once(self) -> RunConfig:
+        if self.fp16 and self.bf16 is True:
+            raise ValueError("bf16 and fp16 exclude each other; remove fp16")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluation_has_rows(self) -> RunConfig:
+        if not self.val_set_size and self.eval_steps is not None:
+            raise ValueError("eval_steps asks for an evaluation set; set val_set_size: 0.05, or remove eval_steps")
+        return self
+
+    @property
+    def sequences_per_pass(self) -> int:
+        """Return the sequences per process and forward pass."""
+        if self.micro_batch_size is not None:
+            return self.micro_batch_size
+        return (self.batch_size or 1) // (self.gradient_accumulation_steps or 1)
+
+    @property
+    def passes_per_step(self) -> int:
+        """Return the forward passes per optimizer step."""
+        if self.gradient_accumulation_steps is not None:
+            return self.gradient_accumulation_steps
+        return (self.batch_size or 1) // self.sequences_per_pass
+
+    @property
+    def publish_to(self) -> str:
+        """Return the folder or URL that receives the complete model."""
+        if self.publish is not None:
+            return self.publish.to
+        return f"{self.output_dir}/merged" if self.adapter else self.output_dir

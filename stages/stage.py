@@ -1,0 +1,94 @@
+"""What a stage is: a name, a format version, what its key is made of, and how its artifact is produced."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from configs.schema import RunConfig
+from stages.artifacts import Artifact, ArtifactWriter, FileDigests, Store, digest_of
+
+Upstream = Mapping[str, Artifact]
+"""Stage name -> the artifact of that stage in this run."""
+
+
+class Progress(Protocol):
+    """Is told how far a stage is; must be cheap to call."""
+
+    def __call__(self, done: float, total: float | None, unit: str, **detail: Any) -> None:
+        """Report `done` of `total` (None if not known) in `unit` ("rows", "steps", "bytes"), with more figures."""
+
+
+def no_progress(done: float, total: float | None, unit: str, **detail: Any) -> None:
+    """Ignore progress."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage works with besides its upstream artifacts: the configuration and this machine's services."""
+
+    run: RunConfig
+    digests: FileDigests
+    progress: Progress = no_progress
+    log: Callable[[str], None] = lambda line: None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    Attributes:
+        name: as in the store, the command line and the UI.
+        version: raised when the same inputs would give other bytes.
+        needs: the stages whose artifacts it reads.
+        inputs: returns what determines the result, JSON-ready; reads configuration values and upstream digests.
+        produce: writes the data files and returns the facts of the manifest.
+        stale: returns why a present artifact does not hold any more (a published folder that is gone), else None.
+    """
+
+    name: str
+    version: int
+    needs: tuple[str, ...]
+    inputs: Callable[[Context, Upstream], dict[str, Any]]
+    produce: Callable[[Context, Upstream, ArtifactWriter], dict[str, Any]]
+    stale: Callable[[Context, Artifact], str | None] = lambda context, artifact: None
+
+    def key_inputs(self, context: Context, upstream: Upstream) -> dict[str, Any]:
+        """Return everything that determines this stage's result, in clear."""
+        parents = {name: upstream[name].digest for name in self.needs}
+        return {"stage": self.name, "version": self.version, "upstream": parents, **self.inputs(context, upstream)}
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What became of a stage in a run: `status` is "ran" or "reused", `seconds` its wall time."""
+
+    stage: str
+    status: str
+    seconds: float
+    artifact: Artifact
+
+
+def run_stage(stage: Stage, context: Context, upstream: Upstream, store: Store, *, refresh: bool = False) -> StageResult:
+    """Return the artifact of a stage: from the store if it is there, else by producing it once."""
+    started = time.monotonic()
+    inputs = stage.key_inputs(context, upstream)
+    key = digest_of(inputs)
+    present = None if refresh else _usable(stage, context, store, key)
+    if present is None:
+        with store.lock(stage.name, key):
+            present = None if refresh else _usable(stage, context, store, key)  # another process may have made it
+            if present is None:
+                parents = {name: upstream[name].key for name in stage.needs}
+                with store.writer(stage.name, inputs, parents) as writer:
+                    facts = stage.produce(context, upstream, writer)
+                    made = writer.commit(facts=facts)
+                return StageResult(stage.name, "ran", time.monotonic() - started, made)
+    return StageResult(stage.name, "reused", time.monotonic() - started, present)
+
+
+def _usable(stage: Stage, context: Context, store: Store, key: str) -> Artifact | None:
+    artifact = store.find(stage.name, key)
+    return artifact if artifact is not None and stage.stale(context, artifact) is None else None
