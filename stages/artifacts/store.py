@@ -225,6 +225,11 @@ class Store:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
+    def newest(self, stage: str) -> Artifact | None:
+        """Return the artifact of a stage that was committed last."""
+        manifests = sorted((self.root / stage).glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+        return read_artifact(manifests[-1].parent) if manifests else None
+
     def artifacts(self, stage: str | None = None) -> Iterator[Artifact]:
         """Yield every complete artifact, damaged ones included, oldest first within a stage."""
         stages = [stage] if stage else sorted(p.name for p in self.root.glob("[!.]*") if p.is_dir())
