@@ -1,8 +1,8 @@
 """The root of the exception tree, and what is wrong with a configuration.
 
-    SftError                    exit code 1: the run failed
-     ├── ConfigError            exit code 2: a list of problems in a configuration
-     └── (stages.errors)        DataError (exit code 2), StageError, TransientError, ...
+SftError                    exit code 1: the run failed
+ ├── ConfigError            exit code 2: a list of problems in a configuration
+ └── (stages.errors)        DataError (exit code 2), StageError, TransientError, ...
 """
 
 from __future__ import annotations

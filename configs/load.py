@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,7 +186,7 @@ def _override(document: _Document, text: str) -> None:
     except yaml.YAMLError:
         value = raw
     target: Any = document.values
-    for part, following in zip(path[:-1], path[1:], strict=True):
+    for part, following in itertools.pairwise(path):
         target = _step(target, part, create=[] if isinstance(following, int) else {})
     if isinstance(target, dict):
         target[path[-1]] = value

@@ -20,7 +20,10 @@ StageName = Literal["fetch", "tokenize", "pack", "train", "merge", "publish"]
 
 @flow(name="sft", persist_result=False, validate_parameters=True)
 def sft(
-    config: str, overrides: list[str] | None = None, refresh: list[StageName] | None = None, until: StageName = "publish"
+    config: str,
+    overrides: list[str] | None = None,
+    refresh: list[StageName] | None = None,
+    until: StageName = "publish",
 ) -> list[StageResult]:
     """Fetch, tokenize, pack, train, merge and publish, reusing every artifact that is in the store.
 
@@ -39,6 +42,7 @@ def sft(
         artifacts[stage.name] = result.artifact
         results.append(result)
     export(run, artifacts)
+    store.note_run(run.output_dir, artifacts.values())
     _show(results)
     return results
 

@@ -45,7 +45,9 @@ class PlannedStage:
     artifact: Artifact | None = None
 
 
-def plan(context: Context, store: Store, *, until: str = "publish", refresh: Collection[str] = ()) -> list[PlannedStage]:
+def plan(
+    context: Context, store: Store, *, until: str = "publish", refresh: Collection[str] = ()
+) -> list[PlannedStage]:
     """Return what a run would do, stage by stage; reads the store and the sources, produces nothing."""
     planned: list[PlannedStage] = []
     upstream: dict[str, Artifact] = {}
@@ -103,4 +105,3 @@ def _short(value: Any) -> str:
     if len(text) == 64 and all(character in "0123456789abcdef" for character in text):
         return text[:12]
     return text if len(text) <= 60 else f"{text[:57]}..."
-

@@ -2,12 +2,15 @@
 
     <store>/<stage>/<key>/manifest.json      written last, by an exclusive create: without it there is no artifact
     <store>/<stage>/<key>/<data files>
-    <store>/<stage>/<key>/.parts/<name>.json finished shards of an artifact that is still being made
-    <store>/.work/<stage>/<key>/             what a stage may leave for its own next try (training checkpoints)
+    <store>/.work/<stage>/<key>/             what a stage leaves for its own next try: finished shards (`.parts/`),
+                                             training checkpoints
     <store>/.locks/<stage>-<key>             held while an artifact is being made; the kernel frees it with its holder
+    <store>/.runs/<name>.json                what the last run with an output folder is made of: garbage collection
+                                             keeps it
 
-A data file is written under a temporary name in the artifact's folder, flushed to disk, and then given its name, so
-that a file with its name is whole. Nothing inside holds an absolute path: a copied tree is a valid store.
+A data file is written under a temporary name among the parts, flushed to disk, and then given its name, so that a part
+with its name is whole. A commit links the parts into the artifact's folder and the manifest last of all. Nothing
+inside holds an absolute path: a copied tree is a valid store.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,8 @@ from stages.errors import StoreError
 PARTS = ".parts"
 WORK = ".work"
 LOCKS = ".locks"
+RUNS = ".runs"
+USED = ".used"
 TEMPORARY = ".tmp-"
 
 
@@ -84,24 +89,29 @@ class ArtifactWriter:
     """Collects the files of one artifact and commits them, manifest last.
 
     Data files that a killed producer had finished are still there: `finished` tells, so that only the rest is made.
+
+    Attributes:
+        work: a folder for what the producer wants to find again on its next try.
     """
 
     def __init__(self, store: Store, stage: str, key: str, inputs: dict[str, Any], parents: dict[str, str]) -> None:
-        self.folder = store.root / stage / key
         self.work = store.root / WORK / stage / key
+        self._folder, self._parts = store.root / stage / key, self.work / PARTS
         self._stage, self._key, self._inputs, self._parents = stage, key, inputs, parents
         self._files: dict[str, FileEntry] = {}
         self._started = time.time()
-        (self.folder / PARTS).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def key(self) -> str:
+        """Return the key of the artifact that is being made."""
+        return self._key
 
     def finished(self, name: str) -> dict[str, Any] | None:
         """Return the notes of data file `name` if an earlier try finished it and its bytes are whole, else None."""
-        note = self.folder / PARTS / f"{name.replace('/', '%')}.json"
         try:
-            record = orjson.loads(note.read_bytes())
+            record = orjson.loads(self._note(name).read_bytes())
             entry = FileEntry.model_validate(record["file"])
-            path = self.folder / name
-            if path.stat().st_size != entry.size or sha256_file(path) != entry.sha256:
+            if sha256_file(self._part(name)) != entry.sha256:
                 return None
         except (OSError, ValueError, KeyError):
             return None
@@ -110,26 +120,23 @@ class ArtifactWriter:
         return notes
 
     @contextmanager
-    def create(self, name: str, *, volatile: bool = False) -> Iterator[_Draft]:
+    def create(self, name: str, *, volatile: bool = False) -> Iterator[Draft]:
         """Give a draft whose `path` is to be written; on leaving, it becomes data file `name`.
 
         `draft.notes` (JSON) come back from `finished` on a later try.
         """
-        final = self.folder / name
-        final.parent.mkdir(parents=True, exist_ok=True)
-        draft = _Draft(final.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{final.name}"), {})
+        self._parts.mkdir(parents=True, exist_ok=True)
+        draft = Draft(self._parts / f"{TEMPORARY}{uuid.uuid4().hex}", {})
         try:
             yield draft
             _flush(draft.path)
-            entry = FileEntry(
-                path=name, size=draft.path.stat().st_size, sha256=sha256_file(draft.path), volatile=volatile
-            )
-            draft.path.replace(final)
+            size, sha256 = draft.path.stat().st_size, sha256_file(draft.path)
+            entry = FileEntry(path=name, size=size, sha256=sha256, volatile=volatile)
+            draft.path.replace(self._part(name))
         finally:
             draft.path.unlink(missing_ok=True)
         self._files[name] = entry
-        note = {"file": entry.model_dump(), "notes": draft.notes}
-        _write_whole(self.folder / PARTS / f"{name.replace('/', '%')}.json", orjson.dumps(note))
+        _write_whole(self._note(name), orjson.dumps({"file": entry.model_dump(), "notes": draft.notes}))
 
     def write(self, name: str, content: bytes, *, volatile: bool = False) -> None:
         """Write a small data file."""
@@ -144,15 +151,14 @@ class ArtifactWriter:
             except OSError:
                 shutil.copyfile(source, draft.path)
 
-    def take_folder(self, source: Path, *, volatile: frozenset[str] = frozenset()) -> None:
-        """Take every file below `source` under its relative path; those named in `volatile` are marked so."""
+    def take_folder(self, source: Path, *, prefix: str = "") -> None:
+        """Take every file below `source` under its relative path, with `prefix` in front."""
         for path in sorted(source.rglob("*")):
             if path.is_file():
-                name = path.relative_to(source).as_posix()
-                self.take(path, name, volatile=name in volatile)
+                self.take(path, prefix + path.relative_to(source).as_posix())
 
     def commit(self, *, facts: dict[str, Any], volatile: dict[str, Any] | None = None) -> Artifact:
-        """Publish the artifact: every data file is on disk, now the manifest, by an exclusive create.
+        """Publish the artifact: first every data file, then the manifest, by an exclusive create.
 
         Raises:
             StoreError: another producer committed the same key with other content: a determinism bug.
@@ -166,30 +172,54 @@ class ArtifactWriter:
             parents=self._parents,
             volatile={"seconds": round(time.time() - self._started, 3), **(volatile or {})},
         )
-        self._remove_strangers()
-        try:
-            _create_whole(self.folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
-        except FileExistsError:
-            present = read_artifact(self.folder)
-            if present is None or present.digest != manifest.digest:
-                raise StoreError(
-                    f"{self.folder}: two runs made different content for one key. The stage {self._stage!r} is not "
-                    "deterministic; please report it with both manifests. The first content was kept."
-                ) from None
-            return present
-        shutil.rmtree(self.folder / PARTS, ignore_errors=True)
-        return Artifact(self.folder, manifest)
+        present = read_artifact(self._folder)
+        if present is None:
+            present = self._publish(manifest)
+        if present.digest != manifest.digest:
+            raise StoreError(
+                f"{self._folder}: two runs made different content for one key. The stage {self._stage!r} is not "
+                f"deterministic; please report it with both manifests. The first content was kept; the second lies in "
+                f"{self._parts}."
+            )
+        shutil.rmtree(self._parts, ignore_errors=True)
+        with suppress(OSError):  # a stage that keeps something of its own there keeps the folder
+            self.work.rmdir()
+        return present
 
-    def _remove_strangers(self) -> None:
-        """Remove what a killed producer left under temporary or no longer used names."""
-        for path in list(self.folder.rglob("*")):
-            name = path.relative_to(self.folder).as_posix()
-            if path.is_file() and name != MANIFEST and name not in self._files and not name.startswith(PARTS):
+    def _publish(self, manifest: Manifest) -> Artifact:
+        """Link the parts into the artifact's folder, then the manifest; return what is there in the end."""
+        for path in self._folder.rglob("*"):
+            if path.is_file() and path.relative_to(self._folder).as_posix() not in self._files:
                 path.unlink(missing_ok=True)
+        for name in self._files:
+            final = self._folder / name
+            final.parent.mkdir(parents=True, exist_ok=True)
+            final.unlink(missing_ok=True)
+            final.hardlink_to(self._part(name))
+            _flush(final.parent)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        draft = self._parts / f"{TEMPORARY}{uuid.uuid4().hex}"
+        draft.write_bytes(manifest.model_dump_json(indent=1).encode())
+        _flush(draft)
+        try:
+            (self._folder / MANIFEST).hardlink_to(draft)
+        except FileExistsError:
+            there = read_artifact(self._folder)
+            return Artifact(self._folder, manifest) if there is None else there
+        _flush(self._folder)
+        return Artifact(self._folder, manifest)
+
+    def _part(self, name: str) -> Path:
+        return self._parts / name.replace("/", "%")
+
+    def _note(self, name: str) -> Path:
+        return self._parts / f"{name.replace('/', '%')}.note.json"
 
 
 @dataclass
-class _Draft:
+class Draft:
+    """A data file while it is being written: where, and what to remember about it (JSON)."""
+
     path: Path
     notes: dict[str, Any]
 
@@ -206,9 +236,7 @@ class Store:
         return artifact if artifact is not None and not artifact.damaged(digests=False) else None
 
     @contextmanager
-    def writer(
-        self, stage: str, inputs: dict[str, Any], parents: dict[str, str]
-    ) -> Iterator[ArtifactWriter]:
+    def writer(self, stage: str, inputs: dict[str, Any], parents: dict[str, str]) -> Iterator[ArtifactWriter]:
         """Give a writer for the artifact that `inputs` determine. Hold `lock` around it."""
         key = digest_of(inputs)
         folder = self.root / stage / key
@@ -225,6 +253,16 @@ class Store:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
+    def note_run(self, output_dir: str, artifacts: Iterable[Artifact]) -> None:
+        """Note what the run with an output folder is made of, and that it was used now."""
+        used = {}
+        for artifact in artifacts:
+            (artifact.folder / USED).touch()
+            used[artifact.stage] = artifact.key
+        record = run_record(self.root, output_dir)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(record, orjson.dumps({"output_dir": output_dir, "artifacts": used}))
+
     def newest(self, stage: str) -> Artifact | None:
         """Return the artifact of a stage that was committed last."""
         manifests = sorted((self.root / stage).glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
@@ -239,6 +277,23 @@ class Store:
                 artifact = read_artifact(path.parent)
                 if artifact is not None:
                     yield artifact
+
+
+def run_record(root: Path, output_dir: str) -> Path:
+    """Return where the record of the run with an output folder lies."""
+    return root / RUNS / f"{digest_of(output_dir)[:16]}.json"
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a living process holds a lock file."""
+    if not path.exists():
+        return False
+    with path.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def read_artifact(folder: Path) -> Artifact | None:
@@ -263,15 +318,3 @@ def _write_whole(path: Path, content: bytes) -> None:
     draft.write_bytes(content)
     _flush(draft)
     draft.replace(path)
-
-
-def _create_whole(path: Path, content: bytes) -> None:
-    """Create a file with its whole content or not at all, and never over an existing one."""
-    draft = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-    draft.write_bytes(content)
-    _flush(draft)
-    try:
-        path.hardlink_to(draft)
-    finally:
-        draft.unlink()
-    _flush(path.parent)

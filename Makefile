@@ -1,0 +1,35 @@
+# Each target does its own set-up: a virtual environment in .venv, installed from the pinned constraints.txt.
+PYTHON ?= python3.11
+PIP = .venv/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: quickstart test check slow clean
+
+quickstart: .venv/.core  ## fine-tune a small model from scratch, see it learn
+	@.venv/bin/python -m flows.quickstart
+
+test: check  ## everything that CI runs
+	.venv/bin/python -m pytest
+
+check: .venv/.dev  ## lint, types, import contract
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+slow: .venv/.dev  ## the tests that take minutes each
+	.venv/bin/python -m pytest -m slow
+
+.venv/.core: pyproject.toml constraints.txt
+	@echo "installing into .venv (about two minutes, once)"
+	@test -x .venv/bin/pip || $(PYTHON) -m venv .venv
+	@$(PIP) torch==2.13.0
+	@$(PIP) --editable .
+	@touch $@
+
+.venv/.dev: .venv/.core
+	@echo "installing the test tools"
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,263 @@
+"""The command line: `sft run run.yaml` and what belongs to it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import orjson
+
+from flows.command import command, say, write_json
+
+if TYPE_CHECKING:
+    from configs.load import LoadedRun
+    from stages.artifacts import Artifact
+
+STAGES = ("fetch", "tokenize", "pack", "train", "merge", "publish")
+
+config_argument = click.argument("config", type=click.Path(path_type=Path))
+overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE ...]")
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+quiet_option = click.option("--quiet", is_flag=True, help="Only errors and retries, for logs.")
+refresh_option = click.option(
+    "--refresh", multiple=True, type=click.Choice(STAGES), help="Produce this stage again. Can be given several times."
+)
+store_option = click.option(
+    "--store", type=click.Path(path_type=Path), default=Path("artifacts"), show_default=True, help="The store's folder."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sft-flow")
+def cli() -> None:
+    """Fine-tune language models: one YAML file, one command, nothing done twice.
+
+    fetch -> tokenize -> pack -> train -> merge -> publish
+    """
+
+
+@command(cli)
+@config_argument
+@overrides_argument
+@click.option("--until", type=click.Choice(STAGES), default="publish", help="The last stage that is wanted.")
+@refresh_option
+@quiet_option
+@json_option
+def run(config: Path, overrides: Sequence[str], until: str, refresh: Sequence[str], quiet: bool, as_json: bool) -> None:
+    """Take CONFIG from its data set to a published model."""
+    _run(config, overrides, until=until, refresh=refresh, quiet=quiet, as_json=as_json)
+
+
+@command(cli)
+@config_argument
+@overrides_argument
+@click.option("--debug", is_flag=True, help="Show the label mask of a few rows.")
+@click.option("--rows", default=3, show_default=True, help="Rows that --debug shows.")
+@refresh_option
+@quiet_option
+@json_option
+def preprocess(
+    config: Path,
+    overrides: Sequence[str],
+    debug: bool,
+    rows: int,
+    refresh: Sequence[str],
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Fetch, tokenize and pack the data of CONFIG."""
+    artifacts = _run(config, overrides, until="pack", refresh=refresh, quiet=quiet, as_json=as_json)
+    if debug:
+        _show_masks(artifacts["tokenize"], rows, to_stderr=as_json)
+
+
+def _stage_command(name: str, text: str) -> None:
+    @command(cli, name=name, help=text)
+    @config_argument
+    @overrides_argument
+    @refresh_option
+    @quiet_option
+    @json_option
+    def run_until(config: Path, overrides: Sequence[str], refresh: Sequence[str], quiet: bool, as_json: bool) -> None:
+        _run(config, overrides, until=name, refresh=refresh, quiet=quiet, as_json=as_json)
+
+
+_stage_command("train", "Train the model of CONFIG, and do what training lacks.")
+_stage_command("merge", "Merge the adapter of CONFIG into its base model, and do what merging lacks.")
+_stage_command("publish", "Publish the model of CONFIG, and do what publishing lacks.")
+
+
+@command(cli)
+@config_argument
+@overrides_argument
+@click.option("--until", type=click.Choice(STAGES), default="publish", help="The last stage that is wanted.")
+@refresh_option
+@json_option
+def plan(config: Path, overrides: Sequence[str], until: str, refresh: Sequence[str], as_json: bool) -> None:
+    """Say what a run of CONFIG would do, what it would reuse, and why."""
+    from flows.planning import plan_document, show_plan
+
+    loaded = _load(config, overrides)
+    document = plan_document(loaded, until=until, refresh=refresh)
+    if as_json:
+        write_json(document)
+    else:
+        show_plan(document)
+
+
+@command(cli)
+@config_argument
+@overrides_argument
+@json_option
+def validate(config: Path, overrides: Sequence[str], as_json: bool) -> None:
+    """Check CONFIG: its keys and values, and that its model and data are there."""
+    from flows.planning import preflight
+
+    loaded = _load(config, overrides)
+    preflight(loaded)
+    if as_json:
+        write_json({"valid": True, "problems": [], "notices": [vars(notice) for notice in loaded.notices]})
+    else:
+        say(f"{config}: valid")
+
+
+@command(cli)
+@config_argument
+@overrides_argument
+@click.option("--jsonl", is_flag=True, help="Every tokenized row as a JSON line on standard output.")
+@click.option("--rows", default=3, show_default=True, help="Rows that are shown without --jsonl.")
+def inspect(config: Path, overrides: Sequence[str], jsonl: bool, rows: int) -> None:
+    """Show the rows of CONFIG with their label masks."""
+    from stages.mask_view import masked_rows
+
+    tokens = _tokenized(_load(config, overrides))
+    if not jsonl:
+        _show_masks(tokens, rows)
+        return
+    for row in masked_rows(tokens):
+        sys.stdout.buffer.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
+
+
+@command(cli)
+def schema() -> None:
+    """Print the JSON schema of a configuration."""
+    from configs.schema import RunConfig
+
+    write_json(RunConfig.model_json_schema())
+
+
+@cli.group()
+def artifacts() -> None:
+    """Look at and look after the artifact store."""
+
+
+@command(artifacts, name="ls")
+@store_option
+@click.option("--stage", type=click.Choice(STAGES), help="Only this stage.")
+@json_option
+def artifacts_ls(store: Path, stage: str | None, as_json: bool) -> None:
+    """List the artifacts."""
+    from flows import store_view
+
+    store_view.ls(store, stage, as_json=as_json)
+
+
+@command(artifacts, name="show")
+@click.argument("key")
+@store_option
+@json_option
+def artifacts_show(key: str, store: Path, as_json: bool) -> None:
+    """Show the artifact whose key begins with KEY."""
+    from flows import store_view
+
+    store_view.show(store, key, as_json=as_json)
+
+
+@command(artifacts, name="verify")
+@click.argument("key", default="")
+@store_option
+@json_option
+def artifacts_verify(key: str, store: Path, as_json: bool) -> None:
+    """Read every byte of the artifacts (whose key begins with KEY) and compare the digests."""
+    from flows import store_view
+
+    store_view.verify(store, key, as_json=as_json)
+
+
+@command(artifacts, name="gc")
+@store_option
+@click.option("--days", default=7.0, show_default=True, help="Days since the last use for which an artifact is kept.")
+@click.option("--forget", multiple=True, metavar="OUTPUT_DIR", help="Release what the run with this output_dir holds.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@json_option
+def artifacts_gc(store: Path, days: float, forget: Sequence[str], dry_run: bool, as_json: bool) -> None:
+    """Remove what no run refers to and nobody has used lately."""
+    from flows import store_view
+
+    store_view.gc(store, days, forget, dry_run=dry_run, as_json=as_json)
+
+
+def _load(config: Path, overrides: Sequence[str]) -> LoadedRun:
+    from configs.load import load_run
+
+    loaded = load_run(config, overrides)
+    for notice in loaded.notices:
+        say(f"[dim]{notice}[/dim]")
+    return loaded
+
+
+def _run(
+    config: Path, overrides: Sequence[str], *, until: str, refresh: Sequence[str], quiet: bool, as_json: bool
+) -> dict[str, Artifact]:
+    from flows.running import run_pipeline
+
+    loaded = _load(config, overrides)
+    results = run_pipeline(loaded, overrides, until=until, refresh=refresh, quiet=quiet or as_json)
+    if as_json:
+        stages: list[dict[str, Any]] = [
+            {
+                "stage": result.stage,
+                "key": result.artifact.key,
+                "status": result.status,
+                "seconds": round(result.seconds, 3),
+                "path": str(result.artifact.folder),
+            }
+            for result in results
+        ]
+        write_json({"stages": stages, "output_dir": loaded.run.output_dir})
+    return {result.stage: result.artifact for result in results}
+
+
+def _tokenized(loaded: LoadedRun) -> Artifact:
+    """Return the tokenized rows: from the store, else made here without Prefect."""
+    from stages.artifacts import FileDigests, Store
+    from stages.pipeline import stages_until
+    from stages.stage import Context, run_stage
+
+    store, context = Store(Path(loaded.run.artifact_store)), Context(loaded.run, FileDigests.of_this_user())
+    upstream: dict[str, Artifact] = {}
+    for stage in stages_until("tokenize"):
+        upstream[stage.name] = run_stage(stage, context, upstream, store).artifact
+    return upstream["tokenize"]
+
+
+def _show_masks(tokens: Artifact, rows: int, *, to_stderr: bool = False) -> None:
+    from rich.console import Console
+
+    from stages.mask_view import show_masks
+
+    console = Console(stderr=to_stderr)
+    for block in show_masks(tokens, rows):
+        console.print(block)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli.main(prog_name="sft")
+
+
+if __name__ == "__main__":
+    main()

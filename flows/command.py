@@ -1,0 +1,73 @@
+"""What every command has in common: errors as sentences, exit codes, one JSON document."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+import orjson
+from rich.console import Console
+from rich.markup import escape
+
+from configs.errors import ConfigError, SftError
+
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+
+
+def say(text: str) -> None:
+    """Print a line for a person, on standard error: standard output is for results."""
+    Console(stderr=True).print(text, soft_wrap=True, highlight=False)
+
+
+def write_json(document: Any) -> None:
+    """Print one JSON document on standard output."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
+    sys.stdout.buffer.write(orjson.dumps(document, option=options, default=str))
+    sys.stdout.flush()
+
+
+def command(group: click.Group, **attributes: Any) -> Callable[[Callable[..., None]], click.Command]:
+    """Return a decorator that adds a command whose errors are sentences (`--traceback` shows where they come from)."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @functools.wraps(function)
+        def guarded(*args: Any, traceback: bool, **kwargs: Any) -> None:
+            try:
+                function(*args, **kwargs)
+            except Exception as error:  # noqa: BLE001  (every error becomes a sentence and an exit code)
+                sys.exit(_report(error, as_json=bool(kwargs.get("as_json")), with_traceback=traceback))
+            except KeyboardInterrupt:
+                say("interrupted; the next run continues from here")
+                sys.exit(INTERRUPTED)
+            except BaseException as error:
+                if type(error).__name__ != "TerminationSignal":  # Prefect's, which need not be imported here
+                    raise
+                say("terminated; the next run continues from here")
+                sys.exit(TERMINATED)
+
+        option = click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+        return group.command(**attributes)(option(guarded))
+
+    return decorate
+
+
+def _report(error: Exception, *, as_json: bool, with_traceback: bool) -> int:
+    """Say what went wrong and return the exit code."""
+    if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
+        raise error
+    if with_traceback:
+        traceback.print_exception(error)
+    problems = [vars(problem) for problem in error.problems] if isinstance(error, ConfigError) else []
+    expected = isinstance(error, SftError)
+    text = str(error) if expected else f"unexpected {type(error).__name__}: {error} (--traceback shows where)"
+    if as_json:
+        write_json({"error": text, "problems": problems})
+    for line in text.splitlines():
+        say(f"[red]error[/red] {escape(line)}")
+    return error.exit_code if isinstance(error, SftError) else 1

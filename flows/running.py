@@ -1,0 +1,88 @@
+"""Running the pipeline from the command line: from the store alone where possible, else as a Prefect flow."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from configs.load import LoadedRun
+from flows.display import LiveTable, PlainLines
+from flows.server import prefect_server, server_is_configured
+from stages.artifacts import FileDigests, Store
+from stages.export import export
+from stages.pipeline import plan, stages_until
+from stages.stage import Context, StageResult
+from tasks.listener import listening
+
+
+def run_pipeline(
+    loaded: LoadedRun, overrides: Sequence[str], *, until: str, refresh: Sequence[str], quiet: bool
+) -> list[StageResult]:
+    """Return what became of each stage, in order.
+
+    Raises:
+        SftError: a stage failed.
+    """
+    display = _display([stage.name for stage in stages_until(until)], quiet=quiet)
+    if not server_is_configured():
+        results = _from_store(loaded, until=until, refresh=refresh)
+        if results is not None:
+            with display:
+                for result in results:
+                    display.started(result.stage)
+                    display.finished(result)
+            return results
+    with display, _terminable(), prefect_server(), _quiet_prefect():
+        from flows.sft import sft
+
+        with listening(display):
+            return sft(config=str(loaded.path), overrides=list(overrides), refresh=list(refresh), until=until)
+
+
+def _from_store(loaded: LoadedRun, *, until: str, refresh: Sequence[str]) -> list[StageResult] | None:
+    """Return the results of a run that has nothing to do, or None if a stage has to run."""
+    started = time.monotonic()
+    store, context = Store(Path(loaded.run.artifact_store)), Context(loaded.run, FileDigests.of_this_user())
+    planned = plan(context, store, until=until, refresh=refresh)
+    artifacts = {step.stage: step.artifact for step in planned if step.artifact is not None}
+    if len(artifacts) < len(planned):
+        return None
+    export(loaded.run, artifacts)
+    store.note_run(loaded.run.output_dir, artifacts.values())
+    share = (time.monotonic() - started) / len(planned)
+    return [StageResult(name, "reused", share, artifact) for name, artifact in artifacts.items()]
+
+
+def _display(stages: Sequence[str], *, quiet: bool) -> LiveTable | PlainLines:
+    if quiet or not sys.stderr.isatty():
+        return PlainLines(quiet=quiet)
+    return LiveTable(stages, Console(stderr=True))
+
+
+@contextmanager
+def _quiet_prefect() -> Iterator[None]:
+    """Keep Prefect's own log off the terminal; the server still gets it."""
+    name = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
+    os.environ.setdefault(name, "CRITICAL")
+    yield
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """End as after Ctrl-C on SIGTERM until Prefect, which has its own handler, is in charge."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
