@@ -233,11 +233,10 @@ def _run(
 
 def _tokenized(loaded: LoadedRun) -> Artifact:
     """Return the tokenized rows: from the store, else made here without Prefect."""
-    from stages.artifacts import FileDigests, Store
-    from stages.pipeline import stages_until
-    from stages.stage import Context, run_stage
+        from stages.pipeline import stages_until
+    from stages.stage import open_run, run_stage
 
-    store, context = Store(Path(loaded.run.artifact_store)), Context(loaded.run, FileDigests.of_this_user())
+    context, store = open_run(loaded.run)
     upstream: dict[str, Artifact] = {}
     for stage in stages_until("tokenize"):
         upstream[stage.name] = run_stage(stage, context, upstream, store).artifact

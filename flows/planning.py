@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.load import LoadedRun
-from stages.artifacts import Artifact, FileDigests, Store
+from stages.artifacts import Artifact
 from stages.base_model import find_model, find_tokenizer
 from stages.pipeline import PlannedStage, plan
-from stages.stage import Context
+from stages.stage import Context, open_run
 from stages.train.schedule import schedule_of
 
 CHANGES_SHOWN = 8
@@ -26,7 +25,7 @@ def preflight(loaded: LoadedRun) -> None:
     Raises:
         ConfigError: something is not there.
     """
-    store, context = Store(Path(loaded.run.artifact_store)), Context(loaded.run, FileDigests.of_this_user())
+    context, store = open_run(loaded.run)
     find_model(loaded.run)
     find_tokenizer(loaded.run)
     plan(context, store, until="fetch")
@@ -34,7 +33,7 @@ def preflight(loaded: LoadedRun) -> None:
 
 def plan_document(loaded: LoadedRun, *, until: str, refresh: Sequence[str]) -> dict[str, Any]:
     """Return the plan as JSON-ready data."""
-    store, context = Store(Path(loaded.run.artifact_store)), Context(loaded.run, FileDigests.of_this_user())
+    context, store = open_run(loaded.run)
     steps = plan(context, store, until=until, refresh=refresh)
     artifacts = {step.stage: step.artifact for step in steps if step.artifact is not None}
     return {

@@ -8,17 +8,15 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 
 from configs.load import LoadedRun
 from flows.display import LiveTable, PlainLines
 from flows.server import prefect_server, server_is_configured
-from stages.artifacts import FileDigests, Store
 from stages.export import export
 from stages.pipeline import plan, stages_until
-from stages.stage import Context, StageResult
+from stages.stage import StageResult, open_run
 from tasks.listener import listening
 
 
@@ -49,7 +47,7 @@ def run_pipeline(
 def _from_store(loaded: LoadedRun, *, until: str, refresh: Sequence[str]) -> list[StageResult] | None:
     """Return the results of a run that has nothing to do, or None if a stage has to run."""
     started = time.monotonic()
-    store, context = Store(Path(loaded.run.artifact_store)), Context(loaded.run, FileDigests.of_this_user())
+    context, store = open_run(loaded.run)
     planned = plan(context, store, until=until, refresh=refresh)
     artifacts = {step.stage: step.artifact for step in planned if step.artifact is not None}
     if len(artifacts) < len(planned):

@@ -9,10 +9,10 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from configs.load import load_run
-from stages.artifacts import Artifact, FileDigests, Store
+from stages.artifacts import Artifact
 from stages.export import export
 from stages.pipeline import stages_until
-from stages.stage import Context, StageResult
+from stages.stage import StageResult, open_run
 from tasks.stage_task import run_as_task
 
 StageName = Literal["fetch", "tokenize", "pack", "train", "merge", "publish"]
@@ -34,7 +34,7 @@ def sft(
         until: The last stage that is wanted.
     """
     run = load_run(Path(config), overrides or ()).run
-    store, context = Store(Path(run.artifact_store)), Context(run, FileDigests.of_this_user())
+    context, store = open_run(run)
     artifacts: dict[str, Artifact] = {}
     results: list[StageResult] = []
     for stage in stages_until(until):

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.command import write_json
-from stages.artifacts import Artifact, Store
+from stages.artifacts import Artifact, Store, sha256_file
 from stages.artifacts.collect import collect, removable
 from stages.errors import ConfigError, Problem
 
@@ -52,7 +52,7 @@ def verify(root: Path, prefix: str, *, as_json: bool) -> None:
     for artifact in Store(root).artifacts():
         if artifact.key.startswith(prefix):
             checked += 1
-            found = artifact.damaged(digests=True)
+            found = artifact.damaged(sha256_file)
             damaged += [{"stage": artifact.stage, "key": artifact.key, "problem": what} for what in found]
     if as_json:
         write_json({"checked": checked, "damaged": damaged})

@@ -77,7 +77,7 @@ def _plan_stage(stage: Stage, context: Context, upstream: Upstream, store: Store
     if last is None:
         return PlannedStage(stage.name, "run", key, "there is no artifact of this stage yet")
     if last.key == key:
-        return PlannedStage(stage.name, "run", key, last.damaged(digests=False)[0])
+        return PlannedStage(stage.name, "run", key, store.damage(last)[0])
     changes = tuple(_differences(last.manifest.inputs, inputs))
     return PlannedStage(stage.name, "run", key, f"{len(changes)} of its inputs changed", changes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from configs.schema import RunConfig
@@ -33,6 +34,12 @@ class Context:
     digests: FileDigests
     progress: Progress = no_progress
     log: Callable[[str], None] = lambda line: None
+
+
+def open_run(run: RunConfig) -> tuple[Context, Store]:
+    """Return what the stages of a run work with, and the store that they share."""
+    digests = FileDigests.of_this_user()
+    return Context(run, digests), Store(Path(run.artifact_store), digests)
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,9 @@ class StageResult:
     artifact: Artifact
 
 
-def run_stage(stage: Stage, context: Context, upstream: Upstream, store: Store, *, refresh: bool = False) -> StageResult:
+def run_stage(
+    stage: Stage, context: Context, upstream: Upstream, store: Store, *, refresh: bool = False
+) -> StageResult:
     """Return the artifact of a stage: from the store if it is there, else by producing it once."""
     started = time.monotonic()
     inputs = stage.key_inputs(context, upstream)

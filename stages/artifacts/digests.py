@@ -44,6 +44,7 @@ class FileDigests:
     def __init__(self, database: Path) -> None:
         database.parent.mkdir(parents=True, exist_ok=True)
         self._connection = sqlite3.connect(database, timeout=30, isolation_level=None, check_same_thread=False)
+        self._connection.execute("PRAGMA synchronous = OFF")  # what is lost in a crash is computed again
         self._connection.execute("CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)")
 
     @classmethod

@@ -20,7 +20,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import Any
 
 import orjson
 
-from stages.artifacts.digests import digest_of, sha256_file
+from stages.artifacts.digests import FileDigests, digest_of, sha256_file
 from stages.artifacts.manifest import MANIFEST, FileEntry, Manifest
 from stages.errors import StoreError
 
@@ -71,8 +71,12 @@ class Artifact:
         """Return where the data file `name` lies."""
         return self.folder / name
 
-    def damaged(self, *, digests: bool) -> list[str]:
-        """Return a sentence for each missing or damaged file; with `digests`, every byte is read."""
+    def damaged(self, sha256: Callable[[Path], str] | None) -> list[str]:
+        """Return a sentence for each missing or damaged file.
+
+        Args:
+            sha256: how to get a file's digest; None: only presence and size are looked at.
+        """
         found = []
         for entry in self.manifest.files:
             path = self.folder / entry.path
@@ -80,7 +84,7 @@ class Artifact:
                 found.append(f"{path}: missing")
             elif path.stat().st_size != entry.size:
                 found.append(f"{path}: {path.stat().st_size} bytes instead of {entry.size}")
-            elif digests and sha256_file(path) != entry.sha256:
+            elif sha256 is not None and sha256(path) != entry.sha256:
                 found.append(f"{path}: its bytes are not those that were written (SHA-256 differs)")
         return found
 
@@ -225,15 +229,24 @@ class Draft:
 
 
 class Store:
-    """A folder of artifacts."""
+    """A folder of artifacts.
 
-    def __init__(self, root: Path) -> None:
+    With a memory of file digests, `find` compares every byte on the first use on a machine, and again whenever a file
+    has been touched since; without one it looks at presence and size.
+    """
+
+    def __init__(self, root: Path, digests: FileDigests | None = None) -> None:
         self.root = root
+        self._sha256 = None if digests is None else digests.sha256
 
     def find(self, stage: str, key: str) -> Artifact | None:
-        """Return the artifact of a key, or None if it is not there or a file of it is missing or short."""
+        """Return the artifact of a key, or None if it is not there or a file of it is missing or damaged."""
         artifact = read_artifact(self.root / stage / key)
-        return artifact if artifact is not None and not artifact.damaged(digests=False) else None
+        return artifact if artifact is not None and not artifact.damaged(self._sha256) else None
+
+    def damage(self, artifact: Artifact) -> list[str]:
+        """Return a sentence for each missing or damaged file of an artifact."""
+        return artifact.damaged(self._sha256)
 
     @contextmanager
     def writer(self, stage: str, inputs: dict[str, Any], parents: dict[str, str]) -> Iterator[ArtifactWriter]:
