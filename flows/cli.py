@@ -233,7 +233,7 @@ def _run(
 
 def _tokenized(loaded: LoadedRun) -> Artifact:
     """Return the tokenized rows: from the store, else made here without Prefect."""
-        from stages.pipeline import stages_until
+    from stages.pipeline import stages_until
     from stages.stage import open_run, run_stage
 
     context, store = open_run(loaded.run)
