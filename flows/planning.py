@@ -14,7 +14,8 @@ from stages.artifacts import Artifact
 from stages.base_model import find_model, find_tokenizer
 from stages.pipeline import PlannedStage, plan
 from stages.stage import Context, open_run
-from stages.train.schedule import schedule_of
+from stages.train.machine import this_machine, world_size
+from stages.train.schedule import plan_schedule
 
 CHANGES_SHOWN = 8
 
@@ -70,14 +71,23 @@ def _data(artifacts: dict[str, Artifact]) -> dict[str, Any]:
 
 def _training(context: Context, artifacts: dict[str, Artifact]) -> dict[str, Any]:
     run = context.run
-    known: dict[str, Any] = {"micro_batch_size": run.sequences_per_pass, "passes_per_step": run.passes_per_step}
+    processes = world_size(run, this_machine())
+    known: dict[str, Any] = {
+        "micro_batch_size": run.sequences_per_pass,
+        "passes_per_step": run.passes_per_step,
+        "processes": processes,
+        "sequences_per_step": run.sequences_per_pass * run.passes_per_step * processes,
+    }
     if "pack" in artifacts:
-        schedule = schedule_of(run, artifacts["pack"].facts["train"]["sequences"])
+        facts = artifacts["pack"].facts
+        train, held_out = facts["train"]["sequences"], facts["eval"]["sequences"]
+        schedule = plan_schedule(run, sequences=train, eval_sequences=held_out, world_size=processes)
         known |= {
-            "processes": schedule.world_size,
-            "sequences_per_step": schedule.global_batch,
             "steps_per_epoch": schedule.steps_per_epoch,
-            "steps": schedule.total_steps,
+            "steps": schedule.steps,
+            "epochs": schedule.epochs,
+            "warmup_steps": schedule.warmup_steps,
+            "checkpoints": sorted(schedule.saves),
         }
     return known
 

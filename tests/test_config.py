@@ -1,0 +1,168 @@
+"""Configurations: every problem at once, each with place, key, rule and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.errors import ConfigError, Problem
+from configs.load import LoadedRun, load_run
+
+GOOD = """\
+base_model: some/model
+learning_rate: 2e-4
+micro_batch_size: 2
+gradient_accumulation_steps: 4
+datasets:
+  - path: data.jsonl
+    type: chat_template
+"""
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> LoadedRun:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return load_run(path, overrides)
+
+
+def problems(tmp_path: Path, text: str, *overrides: str) -> tuple[Problem, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, *overrides)
+    return caught.value.problems
+
+
+def test_defaults_are_those_of_axolotl(tmp_path: Path) -> None:
+    run = load(tmp_path, GOOD).run
+    assert run.learning_rate == 2e-4  # YAML 1.1 reads it as text
+    assert (run.sequence_len, run.seed, run.num_epochs, run.val_set_size) == (512, 42, 1.0, 0.0)
+    assert (run.optimizer, run.lr_scheduler, run.train_on_inputs) == ("adamw_torch_fused", "cosine", False)
+    assert run.datasets[0].roles_to_train == ("assistant",)
+    assert run.publish_to == "./model-out"
+
+
+def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
+    text = GOOD + "sequence_len: many\nadaptor: lora\nval_set_size: -1\nload_in_4bit: true\n"
+    found = {problem.key: problem for problem in problems(tmp_path, text, "seed=-3")}
+    assert set(found) == {"sequence_len", "adaptor", "val_set_size", "load_in_4bit", "seed"}
+    assert found["sequence_len"].place.endswith("run.yaml:8:1")
+    assert "integer" in found["sequence_len"].rule
+    assert "Did you mean adapter" in found["adaptor"].remedy
+    assert found["load_in_4bit"].place.endswith("run.yaml:11:1")
+    assert found["seed"].place == "command line"
+
+
+def test_unknown_keys_are_found_at_any_depth(tmp_path: Path) -> None:
+    text = GOOD + "    typ: alpaca\n  - path: b.jsonl\n    type: {format: x, fromat: y}\n"
+    found = {problem.key: problem for problem in problems(tmp_path, text)}
+    assert found["datasets.0.typ"].place.endswith("run.yaml:8:5")
+    assert "type" in found["datasets.0.typ"].remedy
+    assert "format" in found["datasets.1.type.fromat"].remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("a: [", "not valid YAML"),
+        ("base_model: x\n\tlearning_rate: 1\n", "not valid YAML"),
+        (GOOD + "seed: 1\nseed: 2\n", "stands twice"),
+        ("- a\n- b\n", "a mapping of keys to values"),
+        ("", "a mapping of keys to values"),
+        ("? [a, b]\n: 1\n", "a key must be a word"),
+        ("base_model: !!python/object:os.system x\n", "not valid YAML"),
+    ],
+)
+def test_broken_yaml_is_a_sentence(tmp_path: Path, text: str, rule: str) -> None:
+    [problem] = problems(tmp_path, text)
+    assert rule in problem.rule
+    assert problem.remedy
+
+
+def test_a_document_that_unfolds_for_ever_is_refused(tmp_path: Path) -> None:
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+        for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    [problem] = problems(tmp_path, bomb)
+    assert "unfolds" in problem.rule
+
+
+def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_run(tmp_path / "absent.yaml")
+
+
+def test_null_is_no_key_and_asking_for_nothing_is_accepted(tmp_path: Path) -> None:
+    text = GOOD + "adapter:\nload_in_8bit: false\nwandb_project:\ndeepspeed:\nfsdp: []\nresume_from_checkpoint:\n"
+    assert load(tmp_path, text).notices == ()
+
+
+def test_keys_without_effect_say_so(tmp_path: Path) -> None:
+    [notice] = load(tmp_path, GOOD + "dataset_prepared_path: last_run_prepared\n").notices
+    assert (notice.key, notice.rule) == ("dataset_prepared_path", "has no effect here")
+    assert "artifact_store" in notice.remedy
+
+
+def test_old_names_are_read(tmp_path: Path) -> None:
+    loaded = load(tmp_path, GOOD + "flash_attention: true\n")
+    assert loaded.run.attn_implementation == "flash_attention_2"
+    assert loaded.notices[0].key == "flash_attention"
+    assert "both are given" in str(problems(tmp_path, GOOD + "flash_attention: true\nattn_implementation: sdpa\n")[0])
+
+
+@pytest.mark.parametrize(
+    ("extra", "rule"),
+    [
+        ("batch_size: 8\n", "batch_size and gradient_accumulation_steps exclude each other"),
+        ("warmup_steps: 3\nwarmup_ratio: 0.1\n", "warmup_steps and warmup_ratio exclude each other"),
+        ("adapter: lora\n", "needs its targets"),
+        ("bf16: true\nfp16: true\n", "bf16 and fp16 exclude each other"),
+        ("eval_steps: 10\n", "asks for an evaluation set"),
+    ],
+)
+def test_keys_that_cannot_both_hold(tmp_path: Path, extra: str, rule: str) -> None:
+    [problem] = problems(tmp_path, GOOD + extra)
+    assert rule in problem.rule
+    assert problem.remedy
+
+
+def test_overrides_reach_into_sections_and_lists(tmp_path: Path) -> None:
+    run = load(tmp_path, GOOD, "learning_rate=1e-5", "datasets.0.split=train[:10%]", "launcher.processes=2").run
+    assert (run.learning_rate, run.datasets[0].split, run.launcher.processes) == (1e-5, "train[:10%]", 2)
+    assert "key=value" in problems(tmp_path, GOOD, "seed")[0].rule
+    assert "no such place" in problems(tmp_path, GOOD, "datasets.7.split=x")[0].rule
+
+
+def test_relative_paths_are_read_from_here_or_from_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    assert load(tmp_path, GOOD).run.datasets[0].path == str(tmp_path / "data.jsonl")
+
+
+def test_a_configuration_is_frozen(tmp_path: Path) -> None:
+    run = load(tmp_path, GOOD).run
+    with pytest.raises(ValueError, match="frozen"):
+        run.seed = 1  # type: ignore[misc]
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*yaml.safe_load(GOOD), "seed", "adapter", "x"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+            max_leaves=8,
+        ),
+    )
+)
+def test_any_mapping_is_valid_or_a_list_of_problems(tmp_path_factory: pytest.TempPathFactory, values: object) -> None:
+    path = tmp_path_factory.mktemp("any") / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    found: tuple[Problem, ...] = ()
+    try:
+        load_run(path)
+    except ConfigError as error:
+        found = error.problems or (Problem("", "", "", "", ""),)
+    assert all(problem.rule and problem.remedy for problem in found)
