@@ -51,43 +51,37 @@ def produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dic
     """Write `model/` and return `{"kind", "dtype", "parameters"}` (dtype and parameters null for a full model)."""
     trained = upstream["train"]
     if trained.facts["kind"] == "model":
-        _take_model(trained.path("model"), writer)
+        writer.take_folder(trained.path("model"), prefix="model/")
         return {"kind": "model", "dtype": None, "parameters": None}
-    shutil.rmtree(writer.work, ignore_errors=True)  # what a killed try left is of no use to this one
-    writer.work.mkdir(parents=True)
+    scratch = writer.work / "merging"
+    shutil.rmtree(scratch, ignore_errors=True)  # what a killed try left is of no use to this one
+    scratch.mkdir(parents=True)
     try:
-        measured = _merge(context, trained, writer)
-        _take_model(writer.work / "model", writer)
+        measured = _merge(context, trained, scratch)
+        writer.take_folder(scratch / "model", prefix="model/")
+        writer.take(scratch / "merge.log", "merge.log", volatile=True)
+        writer.take(scratch / "merge.json", "merge.json", volatile=True)
     finally:
-        shutil.rmtree(writer.work, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     return {"kind": "adapter", "dtype": measured["dtype"], "parameters": measured["parameters"]}
 
 
-def _take_model(folder: Path, writer: ArtifactWriter) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            writer.take(path, f"model/{path.relative_to(folder).as_posix()}")
-
-
-def _merge(context: Context, trained: Artifact, writer: ArtifactWriter) -> dict[str, Any]:
-    """Merge into `<work>/model` and return what the worker measured, after it has checked its own result."""
-    result = writer.work / "result.json"
+def _merge(context: Context, trained: Artifact, scratch: Path) -> dict[str, Any]:
+    """Merge into `<scratch>/model` and return what the worker measured, after it has checked its own result."""
+    result, log, job_file = (scratch / name for name in ("merge.json", "merge.log", "job.json"))
     job = {
         "base_model": str(find_model(context.run).folder(MODEL_FILES).resolve()),
         "adapter": str(trained.path("model").resolve()),
-        "output": str((writer.work / "model").resolve()),
+        "output": str((scratch / "model").resolve()),
         "result": str(result.resolve()),
         "dtype": DTYPES[trained.facts["precision"]],
         "trust_remote_code": context.run.trust_remote_code,
     }
-    job_file, log = writer.work / "job.json", writer.work / "merge.log"
     job_file.write_bytes(orjson.dumps(job))
     code = _run_worker(job_file, log, context.log)
     outcome: dict[str, Any] = orjson.loads(result.read_bytes()) if result.is_file() else {}
-    if code != 0 or "error" in outcome:
+    if code != 0 or not outcome or "error" in outcome:
         raise _failure(code, outcome, log, context.run.base_model)
-    writer.take(log, "merge.log", volatile=True)
-    writer.take(result, "merge.json", volatile=True)
     return outcome
 
 
