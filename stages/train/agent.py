@@ -1,0 +1,37 @@
+"""torchrun, which besides tells its processes its own id, and writes down their exit codes.
+
+python -m stages.train.agent REPORT torchrun-arguments ...
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import orjson
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main as torchrun
+
+from stages.train.outcome import AGENT, STOPPED
+
+
+def main() -> int:
+    """Run torchrun's own main function and return the exit code."""
+    os.environ[AGENT] = str(os.getpid())
+    report, arguments = Path(sys.argv[1]), sys.argv[2:]
+    try:
+        torchrun(arguments)
+    except ChildFailedError as error:
+        failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+        records = [{"rank": rank, "exit_code": failure.exitcode} for rank, failure in failures]
+        report.write_bytes(orjson.dumps({"failures": records}))
+        return 1
+    except SignalException:
+        return STOPPED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

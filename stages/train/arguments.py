@@ -1,0 +1,76 @@
+"""The configuration in the words of Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
+
+from configs.schema import RunConfig
+from stages.errors import ConfigError, Problem
+from stages.train.job import Job
+from stages.train.model import uses_autocast
+from stages.train.schedule import Schedule
+
+
+def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
+    """Return the Trainer's arguments; as a side effect of Hugging Face's, the processes now know each other.
+
+    Steps, log lines, evaluations and checkpoints are ours: the Trainer logs every step, and does the rest on demand.
+    """
+    run = job.run
+    _check_names(run)
+    on_gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(job.work),
+        use_cpu=not on_gpu,
+        seed=run.seed,
+        max_steps=schedule.steps,
+        warmup_steps=schedule.warmup_steps,
+        per_device_train_batch_size=run.sequences_per_pass,
+        per_device_eval_batch_size=run.eval_batch_size or run.sequences_per_pass,
+        gradient_accumulation_steps=run.passes_per_step,
+        average_tokens_across_devices=True,
+        learning_rate=run.learning_rate,
+        lr_scheduler_type=run.lr_scheduler,
+        lr_scheduler_kwargs=dict(run.lr_scheduler_kwargs) or None,
+        optim=run.optimizer,
+        optim_args=",".join(f"{name}={value}" for name, value in run.optim_args.items()) or None,
+        weight_decay=run.weight_decay,
+        adam_beta1=run.adam_beta1,
+        adam_beta2=run.adam_beta2,
+        adam_epsilon=run.adam_epsilon,
+        max_grad_norm=run.max_grad_norm,
+        neftune_noise_alpha=run.neftune_noise_alpha,
+        bf16=job.precision == "bf16" and uses_autocast(job),
+        fp16=job.precision == "fp16" and uses_autocast(job),
+        tf32=job.tf32 if on_gpu else None,
+        activation_checkpointing=run.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False, **run.gradient_checkpointing_kwargs},
+        ddp_find_unused_parameters=False,
+        dataloader_num_workers=run.dataloader_num_workers,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _check_names(run: RunConfig) -> None:
+    known = {
+        "optimizer": (run.optimizer, [name.value for name in OptimizerNames]),
+        "lr_scheduler": (run.lr_scheduler, [name.value for name in SchedulerType]),
+    }
+    problems = [
+        Problem("configuration", key, value, f"known are {', '.join(names)}", "Use one of them.")
+        for key, (value, names) in known.items()
+        if value not in names
+    ]
+    if problems:
+        raise ConfigError(problems)

@@ -1,0 +1,96 @@
+"""A check that samples packed into one sequence do not see each other, made on the model that is about to train.
+
+Whether the attention is restricted to each sample depends on the model's code, the attention implementation and their
+versions, and where it is not, nothing else tells: the loss even looks better.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from stages.errors import StageError
+from stages.train.data import Batch, Batches, Sample
+
+LOOKED_AT = 16
+"""Tokens at the start of each sample that are compared: a leak is strongest where the own context is short."""
+
+SAMPLES, SAMPLE_TOKENS = 4, 256
+"""So many samples, cut to so many tokens, are enough to see a leak, and cost less than a training step."""
+
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+"""Largest ||packed - alone|| / ||alone|| of the logits that rounding explains."""
+
+
+def check_isolation(model: PreTrainedModel, batches: Batches, *, tf32: bool = False) -> float | None:
+    """Return the largest relative difference between samples packed and alone; None if no sequence holds two samples.
+
+    Raises:
+        StageError: a sample sees its neighbours.
+    """
+    sequence = batches.crowded()
+    if sequence is None:
+        return None
+    samples = [_cut(sample) for sample in batches.samples(sequence)[:SAMPLES]]
+    worst = leak(model, batches.collate([samples]), [batches.collate([[sample]]) for sample in samples])
+    tolerance = TOLERANCES[torch.bfloat16 if tf32 else _compute_dtype(model)]
+    if not worst <= tolerance:  # also where it is not a number
+        implementation = getattr(model.config, "_attn_implementation", "?")
+        raise StageError(
+            f"attn_implementation {implementation!r} with {type(model).__name__}: samples that are packed into one "
+            f"sequence see each other. Their logits differ by {worst:.3g} from those of each sample alone, where at "
+            f"most {tolerance:g} is rounding. Set attn_implementation: sdpa, or sample_packing: false."
+        )
+    return worst
+
+
+@torch.no_grad()
+def leak(model: PreTrainedModel, packed: Batch, alone: list[Batch]) -> float:
+    """Return the largest relative difference of logits, over the first tokens of each sample.
+
+    Args:
+        model: the model; left in the mode in which it was.
+        packed: one row with all samples.
+        alone: the same samples, each as a batch of its own, in the same order.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        logits = _logits(model, packed)[0]
+        begins = (packed["position_ids"][0] == 0).nonzero().flatten().tolist()
+        return max(
+            _difference(logits[begin:], _logits(model, batch)[0], _length(batch))
+            for begin, batch in zip(begins[: len(alone)], alone, strict=True)
+        )
+    finally:
+        model.train(was_training)
+
+
+def _logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Return (rows, width, vocabulary) logits, computed as in training: no cache, only what the batch holds."""
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
+    logits: torch.Tensor = model(**inputs, use_cache=False).logits
+    return logits
+
+
+def _difference(packed: torch.Tensor, alone: torch.Tensor, length: int) -> float:
+    looked_at = min(LOOKED_AT, length)
+    a, b = packed[:looked_at].double(), alone[:looked_at].double()
+    return float((a - b).norm() / b.norm().clamp_min(1e-30))
+
+
+def _length(batch: Batch) -> int:
+    """Return the tokens of the only sample of a batch: up to where the padding's positions start."""
+    begins = (batch["position_ids"][0] == 0).nonzero().flatten()
+    return int(begins[1]) if len(begins) > 1 else batch["position_ids"].shape[1]
+
+
+def _compute_dtype(model: PreTrainedModel) -> torch.dtype:
+    if torch.is_autocast_enabled(model.device.type):
+        return torch.get_autocast_dtype(model.device.type)
+    dtype: torch.dtype = model.dtype
+    return dtype
+
+
+def _cut(sample: Sample) -> Sample:
+    return Sample(sample.input_ids[:SAMPLE_TOKENS], sample.labels[:SAMPLE_TOKENS])

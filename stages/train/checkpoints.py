@@ -1,0 +1,95 @@
+"""Checkpoints that are whole: an end marker with the digest of every file, written last.
+
+<work>/checkpoint-40/                 written by all processes
+<work>/checkpoint-40/complete.json    then by the first one: without it there is no checkpoint
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from stages.artifacts import sha256_file
+
+MARKER = "complete.json"
+PREFIX = "checkpoint-"
+
+
+def seal(folder: Path, *, key: str, step: int) -> None:
+    """Flush every file of a folder to disk and mark the folder as whole."""
+    _flush_folder(folder)
+    write_whole(folder / MARKER, {"key": key, "step": step, "files": describe(folder)})
+    _flush(folder)
+    _flush(folder.parent)
+
+
+def seal_final(marker: Path, folder: Path, *, key: str, facts: dict[str, Any]) -> None:
+    """Flush the final files to disk and write the end marker of the training, with their digests and its facts."""
+    _flush_folder(folder)
+    write_whole(marker, {"key": key, "facts": facts, "files": describe(folder)})
+
+
+def newest_checkpoint(work: Path, key: str) -> Path | None:
+    """Return the newest checkpoint that is whole and belongs to `key`; remove those newer than it that are not."""
+    for folder in sorted(work.glob(f"{PREFIX}*"), key=step_of, reverse=True):
+        if is_whole(folder / MARKER, folder, key):
+            return folder
+        shutil.rmtree(folder)
+    return None
+
+
+def rotate(work: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints. Call it when the newest one is marked."""
+    for folder in sorted(work.glob(f"{PREFIX}*"), key=step_of)[:-keep]:
+        (folder / MARKER).unlink(missing_ok=True)  # first, so that half of a checkpoint never looks whole
+        shutil.rmtree(folder)
+
+
+def step_of(folder: Path) -> int:
+    """Return the step of a checkpoint folder, from its name."""
+    number = folder.name.removeprefix(PREFIX)
+    return int(number) if number.isdigit() else -1
+
+
+def describe(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size and SHA-256 of every file below a folder, without its marker."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MARKER)
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in paths
+    }
+
+
+def is_whole(marker: Path, folder: Path, key: str) -> bool:
+    """Return whether a marker belongs to `key` and the files of a folder are those it lists, byte for byte."""
+    try:
+        record = orjson.loads(marker.read_bytes())
+        return bool(record["key"] == key and record["files"] == describe(folder))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def write_whole(path: Path, record: dict[str, Any]) -> None:
+    """Write a JSON file so that it is there with all its content or not at all, even after a power cut."""
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
+    _flush(draft)
+    draft.replace(path)
+    _flush(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _flush(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

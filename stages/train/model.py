@@ -1,0 +1,162 @@
+"""The model that trains: loaded from safetensors, with its adapter; and how the result is saved."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from configs.schema import RunConfig
+from stages.errors import ConfigError, Problem, StageError
+from stages.train.job import Job
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def uses_autocast(job: Job) -> bool:
+    """Return whether the computation is in a lower precision than the trained weights."""
+    return job.precision != "fp32" and job.run.bf16 != "full"
+
+
+def load_model(job: Job, vocabulary: int) -> PreTrainedModel:
+    """Return the base model, with embeddings for `vocabulary` tokens at least, and its adapter if there is one.
+
+    Weights that are trained in mixed precision are kept in float32; frozen ones are loaded in the precision of the
+    computation, and so are all with `bf16: full`.
+    """
+    model = _load_base(job)
+    if model.get_input_embeddings().num_embeddings < vocabulary:
+        _grow_vocabulary(model, job.run, vocabulary)
+    if job.run.adapter is None:
+        return model
+    if job.run.gradient_checkpointing:
+        model.enable_input_require_grads()  # a recomputed block needs an input with a gradient, and the base is frozen
+    return _add_adapter(model, job.run)
+
+
+def _load_base(job: Job) -> PreTrainedModel:
+    frozen = job.run.adapter is not None
+    dtype = torch.float32 if uses_autocast(job) and not frozen else DTYPES[job.precision]
+    attention = job.run.attn_implementation
+    options = {"attn_implementation": attention} if attention else {}
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            job.model, dtype=dtype, use_safetensors=True, trust_remote_code=job.run.trust_remote_code, **options
+        )
+    except (ImportError, ValueError, OSError) as error:
+        if attention and not isinstance(error, OSError):
+            key, value, remedy = (
+                "attn_implementation",
+                attention,
+                "Set attn_implementation: sdpa: every machine has it.",
+            )
+        else:
+            key, value = "base_model", job.run.base_model
+            remedy = "Check the folder: it must hold a causal language model with its weights in safetensors."
+        rule = f"the model cannot be loaded: {error}"
+        raise ConfigError([Problem("configuration", key, value, rule, remedy)]) from error
+    return model
+
+
+def _grow_vocabulary(model: PreTrainedModel, run: RunConfig, vocabulary: int) -> None:
+    rows = model.get_input_embeddings().num_embeddings
+    if run.adapter is not None and not run.lora_modules_to_save:
+        rule = f"special_tokens grew the vocabulary from {rows} to {vocabulary} tokens, and new ones must be trained"
+        remedy = "Add lora_modules_to_save: [embed_tokens, lm_head]."
+        raise ConfigError([Problem("configuration", "lora_modules_to_save", "", rule, remedy)])
+    model.resize_token_embeddings(vocabulary)
+
+
+def _add_adapter(model: PreTrainedModel, run: RunConfig) -> PeftModel:
+    targets = _adapter_targets(model, run)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=run.lora_r,
+        lora_alpha=run.lora_alpha,
+        lora_dropout=run.lora_dropout,
+        target_modules=targets,
+        modules_to_save=list(run.lora_modules_to_save) or None,
+    )
+    adapted = get_peft_model(model, config)
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    if not any("lora_" in name for name in trained):
+        raise StageError(f"the adapter has no trainable weights; trainable are {trained or 'none'}")
+    return adapted
+
+
+def _adapter_targets(model: PreTrainedModel, run: RunConfig) -> str | list[str]:
+    """Return the modules to adapt as PEFT wants them: sorted names, or one regular expression.
+
+    Raises:
+        ConfigError: a name or the expression matches no module.
+    """
+    linear = _linear_names(model)
+    modules = [name for name, _ in model.named_modules()]
+    named = run.lora_target_modules
+    if len(named) == 1 and re.search(r"[\\^$*+?()\[\]|]", named[0]) and not run.lora_target_linear:
+        if not any(re.fullmatch(named[0], name) for name in modules):
+            raise ConfigError([_no_target(named[0], linear)])
+        return named[0]
+    missing = [name for name in named if not any(m == name or m.endswith(f".{name}") for m in modules)]
+    if missing:
+        raise ConfigError([_no_target(name, linear) for name in missing])
+    return sorted({*named, *(linear if run.lora_target_linear else ())})
+
+
+def _linear_names(model: PreTrainedModel) -> list[str]:
+    """Return the last names of the linear layers, without the output head."""
+    head = model.get_output_embeddings()
+    return sorted(
+        {
+            name.rsplit(".", 1)[-1]
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear) and module is not head
+        }
+    )
+
+
+def _no_target(name: str, linear: list[str]) -> Problem:
+    rule = f"the model has no such module; its linear layers are {', '.join(linear)}"
+    return Problem(
+        "configuration", "lora_target_modules", name, rule, "Correct the name, or set lora_target_linear: true."
+    )
+
+
+def save_final(model: PreTrainedModel, job: Job, folder: Path) -> None:
+    """Write the adapter or the whole model, with the tokenizer and chat template that made the training data."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # a model card of placeholders
+        _settle_adapter_config(folder / "adapter_config.json", job)
+    else:
+        model.config.use_cache = True  # it was off for the training alone
+        model.to(DTYPES[job.precision]).save_pretrained(folder)
+    for path in sorted((job.tokens / "tokenizer").iterdir()):
+        shutil.copyfile(path, folder / path.name)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~_umask())  # the weights are written for their owner alone
+
+
+def _settle_adapter_config(path: Path, job: Job) -> None:
+    """Sort what PEFT writes in the order of a hash, and name the base model as others can find it."""
+    config: dict[str, Any] = orjson.loads(path.read_bytes())
+    for name, value in config.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            config[name] = sorted(value)
+    config["base_model_name_or_path"], config["revision"] = job.model_name, job.model_commit
+    path.write_bytes(orjson.dumps(config, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,81 @@
+"""How a training ended: what its processes leave behind when they fail, and the error that follows from it.
+
+exit code of a process    meaning                                    error
+0                         done, and `done.json` says so              none
+3                         the configuration is wrong                 ConfigError, never retried
+4                         an error with a sentence for the user      StageError
+143                       stopped by SIGTERM, checkpoint written     TransientError
+-9, 137                   killed, most often for want of memory      TransientError
+anything else             a bug or a broken machine                  StageError with the end of the log
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import orjson
+
+from stages.errors import ConfigError, Problem, SftError, StageError, TransientError
+from stages.train.job import WorkFolder
+
+WRONG_CONFIGURATION = 3
+FAILED = 4
+STOPPED = 143
+KILLED = (-9, 137)
+TAIL_LINES = 50
+
+AGENT = "SFT_FLOW_AGENT"
+"""Environment variable with the process id of torchrun, for its processes to die with it."""
+
+
+def write_failure(path: Path, error: SftError) -> int:
+    """Write the error that ends a training process, and return its exit code."""
+    problems = [asdict(problem) for problem in error.problems] if isinstance(error, ConfigError) else []
+    path.write_bytes(orjson.dumps({"text": str(error), "problems": problems}))
+    return WRONG_CONFIGURATION if problems else FAILED
+
+
+def error_of(work: WorkFolder, agent_code: int) -> SftError:
+    """Return the error that tells why a training ended without its end marker."""
+    codes = _rank_codes(work.agent_report)
+    for rank, code in codes:
+        if code in (WRONG_CONFIGURATION, FAILED) and work.failure(rank).exists():
+            return _written_failure(work.failure(rank))
+    if any(code == STOPPED for _, code in codes) or agent_code == STOPPED:
+        return TransientError("training was stopped by SIGTERM; it continues from its last checkpoint when run again")
+    killed = [rank for rank, code in codes if code in KILLED]
+    if killed or agent_code in KILLED:
+        who = f"training process {killed[0]}" if killed else "the launcher of the training"
+        return TransientError(
+            f"{who} was killed (SIGKILL), perhaps because memory ran out. If it happens again, lower micro_batch_size "
+            "and raise gradient_accumulation_steps by the same factor, or set gradient_checkpointing: true. "
+            "Training continues from its last checkpoint."
+        )
+    rank, code = codes[0] if codes else (0, agent_code)
+    log = work.rank_log(rank) if work.rank_log(rank).exists() else work.log
+    return StageError(f"training process {rank} ended with exit code {code}. The end of {log}:\n{_tail(log)}")
+
+
+def _rank_codes(report: Path) -> list[tuple[int, int]]:
+    """Return (rank, exit code) of the failed processes, the first to fail first; none if the agent told nothing."""
+    try:
+        failures = orjson.loads(report.read_bytes())["failures"]
+    except (OSError, ValueError):
+        return []
+    return [(failure["rank"], failure["exit_code"]) for failure in failures]
+
+
+def _written_failure(path: Path) -> SftError:
+    record = orjson.loads(path.read_bytes())
+    if record["problems"]:
+        return ConfigError(Problem(**problem) for problem in record["problems"])
+    return StageError(record["text"])
+
+
+def _tail(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return "(there is no log)"
+    return "\n".join(lines[-TAIL_LINES:])

@@ -1,0 +1,120 @@
+"""When what happens in a training: steps, the order of sequences, warm-up, log lines, checkpoints, evaluations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from configs.schema import RunConfig
+
+EMPTY = -1
+"""Stands for no sequence: a row of padding that fills the last batch of an epoch and adds nothing to the loss."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The course of a training, in optimizer steps counted from 1.
+
+    Attributes:
+        sequences: packed sequences of an epoch.
+        batch: sequences of a step, over all processes and passes.
+        steps_per_epoch: steps of an epoch; its last one may hold fewer sequences than `batch`.
+        steps: steps of the training.
+        warmup_steps: steps in which the learning rate rises.
+        logging_steps: steps between two records of metrics.
+        saves: steps after which a checkpoint is written.
+        evals: steps after which the loss on the evaluation set is taken; the last step is always among them.
+        seed: seed of the order of sequences.
+    """
+
+    sequences: int
+    batch: int
+    steps_per_epoch: int
+    steps: int
+    warmup_steps: int
+    logging_steps: int
+    saves: frozenset[int]
+    evals: frozenset[int]
+    seed: int
+
+    @property
+    def epochs(self) -> float:
+        """Return how often each sequence is seen."""
+        return self.steps / self.steps_per_epoch
+
+    def step_sequences(self, first: int = 1) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield the (batch,) sequence numbers of each step from step `first` on, `EMPTY` where there is none."""
+        for epoch in range((first - 1) // self.steps_per_epoch, math.ceil(self.steps / self.steps_per_epoch)):
+            order = epoch_order(self.seed, epoch, self.sequences, self.batch)
+            begin = epoch * self.steps_per_epoch
+            yield from order[max(0, first - 1 - begin) : self.steps - begin]
+
+    def logs_at(self, step: int) -> bool:
+        """Return whether metrics are recorded after this step; they always are after the first and the last."""
+        return step in (1, self.steps) or step % self.logging_steps == 0
+
+
+def plan_schedule(run: RunConfig, *, sequences: int, eval_sequences: int, world_size: int) -> Schedule:
+    """Return the exact course of a training of `sequences` packed sequences on `world_size` processes."""
+    batch = run.sequences_per_pass * run.passes_per_step * world_size
+    per_epoch = math.ceil(sequences / batch)
+    steps = math.ceil(round(run.num_epochs * per_epoch, 6))  # 1.1 * 10 is a little more than 11 in binary
+    if run.max_steps is not None:
+        steps = min(steps, run.max_steps)
+    saves = _cadence(steps, per_epoch, run.save_steps, run.saves_per_epoch)
+    if run.save_steps is None and run.saves_per_epoch is None:
+        saves = _cadence(steps, per_epoch, None, 1) | {steps}
+    evals = _cadence(steps, per_epoch, run.eval_steps, run.evals_per_epoch) | {steps}
+    return Schedule(
+        sequences=sequences,
+        batch=batch,
+        steps_per_epoch=per_epoch,
+        steps=steps,
+        warmup_steps=_warmup_steps(run, steps),
+        logging_steps=run.logging_steps or min(max(int(0.005 * steps), 1), 10),
+        saves=saves,
+        evals=evals if eval_sequences else frozenset(),
+        seed=run.seed,
+    )
+
+
+def epoch_order(seed: int, epoch: int, sequences: int, batch: int) -> npt.NDArray[np.int64]:
+    """Return the sequences of an epoch in a random order, (steps, batch), filled up with `EMPTY`.
+
+    It depends on nothing but the arguments: two processes with two passes each see the same steps as one with four.
+    The bits come from PCG64 itself, whose stream NumPy promises to keep.
+    """
+    bits = np.random.PCG64([seed, epoch]).random_raw(sequences)
+    order = np.argsort(bits, kind="stable").astype(np.int64)
+    missing = -sequences % batch
+    return np.concatenate([order, np.full(missing, EMPTY, np.int64)]).reshape(-1, batch)
+
+
+def _warmup_steps(run: RunConfig, steps: int) -> int:
+    """Return the steps of warm-up: as given, or a share of all, or 3 % and at most 100.
+
+    A single step would be one at learning rate zero, so one becomes two.
+    """
+    if run.warmup_steps is not None:
+        wanted = run.warmup_steps
+    elif run.warmup_ratio is not None:
+        wanted = int(run.warmup_ratio * steps)
+    else:
+        wanted = min(int(0.03 * steps), 100)
+    return 2 if wanted == 1 else wanted
+
+
+def _cadence(steps: int, steps_per_epoch: int, every: float | None, per_epoch: int | None) -> frozenset[int]:
+    """Return the steps of something that happens `every` so many steps (below 1: a share of all), or `per_epoch`."""
+    if every is not None:
+        stride = int(every) if every >= 1 else math.ceil(every * steps)
+        return frozenset(range(stride, steps + 1, stride))
+    if not per_epoch:
+        return frozenset()
+    epochs = math.ceil(steps / steps_per_epoch)
+    points = (math.ceil(n * steps_per_epoch / per_epoch) for n in range(1, epochs * per_epoch + 1))
+    return frozenset(point for point in points if point <= steps)

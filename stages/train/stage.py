@@ -1,0 +1,140 @@
+"""The train stage: what its key is made of, and how the artifact comes about. No torch here."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.metadata import version
+from typing import Any
+
+import orjson
+
+from configs.schema import RunConfig
+from stages.artifacts import ArtifactWriter
+from stages.base_model import MODEL_FILES, find_model
+from stages.stage import Context, Stage, Upstream
+from stages.tokens import Packs
+from stages.train.checkpoints import is_whole
+from stages.train.job import Job, WorkFolder
+from stages.train.launch import launch
+from stages.train.machine import Machine, precision, tf32, this_machine, threads, world_size
+from stages.train.outcome import error_of
+from stages.train.schedule import plan_schedule
+
+LIBRARIES = ("torch", "transformers", "peft", "accelerate")
+ADAPTER_KEYS = (
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "lora_target_linear",
+    "lora_modules_to_save",
+)
+OPTIMISATION_KEYS = (
+    "sequences_per_pass",
+    "passes_per_step",
+    "num_epochs",
+    "max_steps",
+    "learning_rate",
+    "lr_scheduler",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "warmup_ratio",
+    "optimizer",
+    "optim_args",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "neftune_noise_alpha",
+    "seed",
+    "attn_implementation",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+    "trust_remote_code",
+    "pad_to_sequence_len",
+)
+"""What changes the weights. Log lines, evaluations, checkpoints and data loader processes do not: evaluation draws no
+random number, and a resumed training gives the same losses to the last bit."""
+
+
+def _inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
+    return key_inputs(context, this_machine())
+
+
+def key_inputs(context: Context, machine: Machine) -> dict[str, Any]:
+    """Return what determines the trained weights on a machine."""
+    run = context.run
+    adapter = {name: getattr(run, name) for name in ADAPTER_KEYS} if run.adapter else {}
+    return {
+        "base_model": find_model(run).content(MODEL_FILES, context.digests),
+        "adapter": run.adapter,
+        **adapter,
+        **{name: getattr(run, name) for name in OPTIMISATION_KEYS},
+        "precision": precision(run, machine),
+        "weights_in_low_precision": run.bf16 == "full",
+        "tf32": tf32(run, machine),
+        "world_size": world_size(run, machine),
+        "evaluates_in_passes_of": _eval_pass(run),
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def _eval_pass(run: RunConfig) -> int:
+    return run.eval_batch_size or run.sequences_per_pass
+
+
+def _produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dict[str, Any]:
+    """Train in child processes, resuming what an earlier try left in the working folder, and take over the result."""
+    work = WorkFolder(writer.work)
+    work.root.mkdir(parents=True, exist_ok=True)
+    job = _job(context, upstream, writer)
+    if not is_whole(work.done, work.final, job.key):
+        _train(job, work, context, upstream)
+    facts: dict[str, Any] = orjson.loads(work.done.read_bytes())["facts"]
+    writer.take_folder(work.final)
+    for path in (work.metrics, work.log):
+        with writer.create(path.name, volatile=True) as draft:  # a copy: the next try appends to the original
+            shutil.copyfile(path, draft.path)
+    work.done.unlink()  # a refreshed run trains again, from the last checkpoint on
+    shutil.rmtree(work.final)
+    content = find_model(context.run).content(MODEL_FILES, context.digests)
+    return {**facts, "base_model": content}
+
+
+def _train(job: Job, work: WorkFolder, context: Context, upstream: Upstream) -> None:
+    work.done.unlink(missing_ok=True)
+    work.clear_reports()
+    work.job.write_text(job.model_dump_json())
+    packs = upstream["pack"]
+    schedule = plan_schedule(
+        job.run,
+        sequences=len(Packs.read(packs.path("train.arrow"))),
+        eval_sequences=len(Packs.read(packs.path("eval.arrow"))),
+        world_size=job.world_size,
+    )
+    code = launch(job, work, context, threads=threads(job.run, job.world_size), steps=schedule.steps)
+    if not is_whole(work.done, work.final, job.key):
+        raise error_of(work, code)
+
+
+def _job(context: Context, upstream: Upstream, writer: ArtifactWriter) -> Job:
+    run, machine = context.run, this_machine()
+    source = find_model(run)
+    folder = source.folder(MODEL_FILES).resolve()
+    return Job(
+        key=writer.key,
+        run=run,
+        tokens=upstream["tokenize"].folder.resolve(),
+        packs=upstream["pack"].folder.resolve(),
+        model=folder,
+        model_name=source.name if source.commit else folder.name,
+        model_commit=source.commit,
+        work=writer.work.resolve(),
+        precision=precision(run, machine),
+        tf32=tf32(run, machine),
+        world_size=world_size(run, machine),
+    )
+
+
+STAGE = Stage("train", version=1, needs=("tokenize", "pack"), inputs=_inputs, produce=_produce)

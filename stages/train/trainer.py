@@ -1,0 +1,245 @@
+"""Hugging Face's Trainer with our batches, and the callbacks that log, evaluate, save and stop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.utils.data import DataLoader
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from configs.schema import RunConfig
+from stages.errors import StageError
+from stages.lifeline import die_with_parent
+from stages.train.checkpoints import PREFIX, rotate, seal
+from stages.train.data import Batch, Batches, RankPasses, eval_passes
+from stages.train.metrics import MetricsLog
+from stages.train.schedule import Schedule
+from stages.train.stopping import StopFlag
+
+logger = logging.getLogger(__name__)
+
+
+class PackedTrainer(Trainer):  # type: ignore[misc]
+    """Trains on `Batches` in the order of a `Schedule`; the whole training is one of the Trainer's epochs."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        *,
+        run: RunConfig,
+        schedule: Schedule,
+        batches: Batches,
+        eval_batches: Batches,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(model=model, args=args, train_dataset=batches, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)
+        self._run, self._schedule, self._eval_batches = run, schedule, eval_batches
+        self._step_tokens: torch.Tensor | int | None = 0
+        self.control: TrainerControl
+        if not self.model_accepts_loss_kwargs:
+            raise StageError(
+                f"{type(model).__name__}: its loss is a mean per pass, not over all tokens of a step, so short rows "
+                "would weigh more than long ones. This model cannot be trained rightly with this version."
+            )
+
+    def get_train_dataloader(self) -> DataLoader[Batch]:
+        """Return this process's batches. Its own generator keeps it away from the one that dropout draws from."""
+        sampler = RankPasses(
+            self._schedule,
+            passes_per_step=self.args.gradient_accumulation_steps,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+        )
+        workers, this_process = self.args.dataloader_num_workers, os.getpid()
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=sampler,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            worker_init_fn=lambda worker: die_with_parent(this_process),
+            pin_memory=self.args.device.type == "cuda",
+            generator=torch.Generator(),
+        )
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Batch], Any]:
+        """Return the passes of a step and its number of trained tokens over all processes, which is kept."""
+        samples, self._step_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return samples, self._step_tokens
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the trained tokens seen so far to a step's record.
+
+        Raises:
+            StageError: the loss or the gradient is not finite.
+        """
+        if "loss" in logs:
+            self._refuse_non_finite(logs)
+            seen = next((r["trained_tokens"] for r in reversed(self.state.log_history) if "trained_tokens" in r), 0)
+            logs["trained_tokens"] = seen + int(self._step_tokens or 0)
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Return the mean loss over every trained token of the evaluation set."""
+        metrics = {"eval_loss": self._eval_loss()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def _eval_loss(self) -> float:
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)  # loss, tokens
+        rank, world_size = self.args.process_index, self.args.world_size
+        per_pass = self.args.per_device_eval_batch_size
+        for sequences in eval_passes(len(self._eval_batches), per_pass, rank=rank, world_size=world_size):
+            batch = self._prepare_inputs(self._eval_batches.__getitems__(sequences))
+            tokens = (batch["labels"][:, 1:] != -100).sum()
+            loss = self.model(**batch, num_items_in_batch=torch.ones_like(tokens)).loss  # divided by one: the sum
+            sums += torch.stack([loss.double(), tokens.double()])
+        loss_sum, tokens_sum = self.accelerator.reduce(sums, "sum").tolist()
+        return float(loss_sum / max(tokens_sum, 1))
+
+    def _refuse_non_finite(self, logs: dict[str, float]) -> None:
+        names = ["loss"] if self.args.fp16 else ["loss", "grad_norm"]  # float16 scales until the gradient fits
+        for name in names:
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise StageError(
+                    f"step {self.state.global_step}: {name} is {logs[name]}, so the weights are lost from here on. "
+                    f"Lower learning_rate (now {self._run.learning_rate:g}), lengthen warmup_steps, or set bf16: true "
+                    "in place of fp16. Checkpoints before this step are kept."
+                )
+
+
+class Course(TrainerCallback):  # type: ignore[misc]
+    """Evaluates, saves and stops at the steps of the schedule, on all processes alike."""
+
+    def __init__(self, schedule: Schedule, stop: StopFlag, *, key: str, keep: int) -> None:
+        self._schedule, self._stop, self._key, self._keep = schedule, stop, key, keep
+        self.stopped_at: int | None = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Say what follows this step."""
+        step = state.global_step
+        control.should_evaluate = step in self._schedule.evals
+        control.should_save = step in self._schedule.saves
+        if step < self._schedule.steps and self._asked_to_stop(args):
+            self.stopped_at = step
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Mark the checkpoint as whole when every process has written its part, then remove the oldest."""
+        if args.world_size > 1:
+            distributed.barrier()
+        if args.process_index == 0:
+            work = Path(args.output_dir)
+            seal(work / f"{PREFIX}{state.global_step}", key=self._key, step=state.global_step)
+            rotate(work, self._keep)
+
+    def _asked_to_stop(self, args: TrainingArguments) -> bool:
+        """Return whether any process was asked to stop: the signal reaches them at different steps."""
+        if args.world_size == 1:
+            return self._stop.is_set
+        flag = torch.tensor(int(self._stop.is_set), device=args.device)
+        distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+        return bool(flag.item())
+
+
+class Recorder(TrainerCallback):  # type: ignore[misc]
+    """Writes metrics: the mean loss since the last record, and the speed without evaluations and checkpoints."""
+
+    def __init__(self, log: MetricsLog, schedule: Schedule, batches: Batches) -> None:
+        self._log, self._schedule, self._batches = log, schedule, batches
+        self._started = self._mark = time.monotonic()
+        self._seconds, self._tokens = 0.0, 0
+        self._sequences = schedule.step_sequences()
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the clock at the step that training starts from."""
+        self._sequences = self._schedule.step_sequences(state.global_step + 1)
+        self._started = self._mark = time.monotonic()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Record a step or an evaluation."""
+        logs, step = kwargs["logs"], state.global_step
+        if "eval_loss" in logs:
+            logger.info("step %d: loss on the evaluation set %.4f", step, logs["eval_loss"])
+            epoch = round(step / self._schedule.steps_per_epoch, 4)
+            self._log.append({"step": step, "epoch": epoch, "eval_loss": logs["eval_loss"]})
+        if "loss" not in logs:
+            return
+        now = time.monotonic()
+        self._seconds += now - self._mark
+        self._mark = now
+        self._tokens += self._batches.tokens(next(self._sequences))
+        if self._schedule.logs_at(step):
+            self._log.append(self._step_record(args, state, logs, now))
+            self._seconds, self._tokens = 0.0, 0
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Leave the time of the evaluation out of the speed."""
+        self._mark = time.monotonic()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Leave the time of the checkpoint out of the speed."""
+        self._mark = time.monotonic()
+
+    def _step_record(
+        self, args: TrainingArguments, state: TrainerState, logs: dict[str, float], now: float
+    ) -> dict[str, Any]:
+        """Return the record of the steps since the last one, and write it to the log for people."""
+        step, loss, speed = state.global_step, self._mean_loss(state), self._tokens / max(self._seconds, 1e-9)
+        logger.info("step %d of %d: loss %.4f, %.0f tokens/s", step, self._schedule.steps, loss, speed)
+        return {
+            "step": step,
+            "epoch": round(step / self._schedule.steps_per_epoch, 4),
+            "loss": loss,
+            "grad_norm": logs.get("grad_norm"),
+            "learning_rate": logs["learning_rate"],
+            "tokens_per_second": round(speed, 1),
+            "trained_tokens": logs["trained_tokens"],
+            "seconds": round(now - self._started, 3),
+            "memory_bytes": _peak_memory(args.device),
+        }
+
+    def _mean_loss(self, state: TrainerState) -> float:
+        """Return the mean loss of the steps since the last record, those before a resume included."""
+        step = state.global_step
+        before = step - 1
+        while before and not self._schedule.logs_at(before):
+            before -= 1
+        losses = []
+        for record in reversed(state.log_history):
+            if record["step"] <= before:
+                break
+            losses += [record["loss"]] if "loss" in record else []
+        return float(sum(losses) / len(losses))
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,178 @@
+"""A training from the job to the end marker, as each process under torchrun runs it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import distributed
+from transformers import PreTrainedModel
+
+from stages.artifacts import Artifact, digest_of
+from stages.artifacts.store import read_artifact
+from stages.errors import StageError
+from stages.tokens import Packs, TokenRows
+from stages.train.arguments import training_arguments
+from stages.train.attention import check_isolation
+from stages.train.checkpoints import newest_checkpoint, seal_final, step_of
+from stages.train.data import Batches, BatchForm
+from stages.train.job import Job, WorkFolder
+from stages.train.metrics import MetricsLog
+from stages.train.model import DTYPES, load_model, save_final, uses_autocast
+from stages.train.outcome import STOPPED
+from stages.train.schedule import Schedule, plan_schedule
+from stages.train.stopping import StopFlag
+from stages.train.trainer import Course, PackedTrainer, Recorder
+
+LAST_STEPS = 10
+"""The final loss is a mean over so many of the last steps, or over a tenth of all steps if that is less."""
+
+logger = logging.getLogger(__name__)
+
+
+def train(job: Job, stop: StopFlag) -> int:
+    """Train, or continue, and return the exit code: 0 done, 143 stopped with a checkpoint."""
+    _prepare_process(job)
+    work, run = WorkFolder(job.work), job.run
+    tokens, packs = open_artifact(job.tokens), open_artifact(job.packs)
+    rows, train_packs = TokenRows(tokens), Packs.read(packs.path("train.arrow"))
+    eval_packs = Packs.read(packs.path("eval.arrow"))
+    schedule = plan_schedule(run, sequences=len(train_packs), eval_sequences=len(eval_packs), world_size=job.world_size)
+    arguments = training_arguments(job, schedule)
+    is_first = arguments.process_index == 0
+    model = load_model(job, tokens.facts["tokenizer"]["vocab_size"])
+    form = batch_form(job, tokens, model)
+    batches, eval_batches = Batches(rows, train_packs, form), Batches(rows, eval_packs, form)
+    course = Course(schedule, stop, key=job.key, keep=run.save_total_limit)
+    recorder = [Recorder(MetricsLog(work.metrics), schedule, batches)] if is_first else []
+    trainer = PackedTrainer(
+        model,
+        arguments,
+        run=run,
+        schedule=schedule,
+        batches=batches,
+        eval_batches=eval_batches,
+        callbacks=[*recorder, course],
+    )
+    _check_processes(trainer, job)
+    _check_attention(trainer, job, batches)
+    checkpoint = _checkpoint_for_all(job, work, is_first=is_first)
+    torch.manual_seed(run.seed + arguments.process_index)  # from here on each process draws its own dropout
+    logger.info("%s, %s", _describe_model(model), _describe_course(schedule))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if course.stopped_at is not None:
+        logger.info("stopped by SIGTERM after step %d of %d; checkpoint written", course.stopped_at, schedule.steps)
+    elif is_first:
+        save_final(trainer.accelerator.unwrap_model(trainer.model), job, work.final / "model")
+        seal_final(work.done, work.final, key=job.key, facts=_facts(trainer, job, schedule))
+    _leave_together()
+    return STOPPED if course.stopped_at is not None else 0
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """Return the artifact in a folder.
+
+    Raises:
+        StageError: it is not there any more.
+    """
+    artifact = read_artifact(folder)
+    if artifact is None:
+        raise StageError(f"{folder}: there is no complete artifact any more. Run again to make it.")
+    return artifact
+
+
+def batch_form(job: Job, tokens: Artifact, model: PreTrainedModel) -> BatchForm:
+    """Return the layout of batches that the configuration and the model's attention ask for."""
+    ids = tokens.facts["tokenizer"]
+    pad_id = next((ids[name] for name in ("pad_token_id", "eos_token_id") if ids[name] is not None), 0)
+    attention = getattr(model.config, "_attn_implementation", None) or ""
+    return BatchForm(
+        pad_id=pad_id,
+        width=job.run.sequence_len if job.run.pad_to_sequence_len else None,
+        flat="flash" in attention,
+    )
+
+
+def _prepare_process(job: Job) -> None:
+    """Set what must hold before the first tensor: log, seed, threads, algorithms that give the same bits again."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    if int(os.environ["RANK"]):
+        logging.getLogger().setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of one library about another
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    transformers.logging.set_verbosity_warning()
+    transformers.logging.disable_progress_bar()
+    transformers.set_seed(job.run.seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _check_processes(trainer: PackedTrainer, job: Job) -> None:
+    """Refuse to train as several processes that know nothing of each other: each would see all rows."""
+    found = trainer.accelerator.num_processes
+    if found != job.world_size:
+        raise StageError(f"{job.world_size} training processes were started, but they form groups of {found}")
+
+
+def _check_attention(trainer: PackedTrainer, job: Job, batches: Batches) -> None:
+    device = trainer.args.device.type
+    with torch.autocast(device, DTYPES[job.precision], enabled=uses_autocast(job)):
+        worst = check_isolation(trainer.model, batches, tf32=job.tf32)
+    if worst is not None:
+        logger.info("packed samples do not see each other: largest relative difference of logits %.2g", worst)
+
+
+def _checkpoint_for_all(job: Job, work: WorkFolder, *, is_first: bool) -> str | None:
+    """Return the checkpoint that every process resumes from, chosen by the first; cut the metrics back to it."""
+    chosen: list[str | None] = [None]
+    if is_first:
+        checkpoint = newest_checkpoint(work.root, job.key)
+        MetricsLog(work.metrics).cut(step_of(checkpoint) if checkpoint else 0)
+        if checkpoint:
+            logger.info("continuing from the checkpoint of step %d", step_of(checkpoint))
+            chosen = [str(checkpoint)]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(chosen)
+    return chosen[0]
+
+
+def _describe_model(model: PreTrainedModel) -> str:
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return f"training {trained:,} of {total:,} parameters"
+
+
+def _describe_course(schedule: Schedule) -> str:
+    return f"{schedule.steps} steps of {schedule.batch} sequences, {schedule.steps_per_epoch} steps an epoch"
+
+
+def _facts(trainer: PackedTrainer, job: Job, schedule: Schedule) -> dict[str, Any]:
+    """Return what the artifact states about the training; nothing that another try on the same input would change."""
+    history = trainer.state.log_history
+    steps = [record for record in history if "loss" in record]
+    losses = [record["loss"] for record in steps]
+    last = losses[-max(1, min(LAST_STEPS, len(losses) // 10)) :]
+    return {
+        "kind": "adapter" if job.run.adapter else "model",
+        "precision": job.precision,
+        "steps": schedule.steps,
+        "steps_per_epoch": schedule.steps_per_epoch,
+        "epochs": round(schedule.epochs, 4),
+        "world_size": job.world_size,
+        "first_loss": losses[0],
+        "final_loss": sum(last) / len(last),
+        "eval_loss": next((record["eval_loss"] for record in reversed(history) if "eval_loss" in record), None),
+        "trained_tokens_seen": steps[-1]["trained_tokens"],
+        "losses_digest": digest_of(losses),
+    }
+
+
+def _leave_together() -> None:
+    """Wait for the first process, which may still be writing, so that no process is missed while it does."""
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
