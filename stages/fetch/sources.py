@@ -1,0 +1,91 @@
+"""Where the rows of a data set come from: files on this machine, or a commit of a Hub repository."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from configs.schema import DatasetConfig
+from stages.artifacts import FileDigests
+from stages.fetch.files import Splits, checked
+from stages.fetch.hub import find_on_hub
+from stages.fetch.local import find_local, is_local
+from stages.fetch.problems import problems_of
+from stages.fetch.splits import DEFAULT_SPLIT, SplitPart, parse_split
+
+
+class Origin(Protocol):
+    """Where the files of the splits are."""
+
+    def content(self, names: list[str], digests: FileDigests) -> dict[str, Any]:
+        """Return what identifies the content of the splits `names`, JSON-ready."""
+
+    def splits(self, names: list[str]) -> Splits:
+        """Return the files of the splits `names` on this machine, downloading them if need be."""
+
+
+@dataclass(frozen=True)
+class LocalOrigin:
+    """Files on this machine."""
+
+    files: Splits
+
+    def content(self, names: list[str], digests: FileDigests) -> dict[str, Any]:
+        """Return the digest of each file of the splits, in the order of reading, and how it is read; no paths."""
+        return {
+            "files": {
+                name: [{**file.reading, "sha256": digests.sha256(file.path)} for file in self.files[name]]
+                for name in names
+            }
+        }
+
+    def splits(self, names: list[str]) -> Splits:
+        """Return the files of the splits `names`."""
+        return {name: checked(names, self.files)[name] for name in names}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows that one entry of `datasets` means: slices of splits, one after the other."""
+
+    parts: tuple[SplitPart, ...]
+    origin: Origin
+
+    @property
+    def names(self) -> list[str]:
+        """Return the splits that are read, each once."""
+        return list(dict.fromkeys(part.name for part in self.parts))
+
+    @property
+    def split(self) -> str:
+        """Return the split expression in its one way of writing."""
+        return "+".join(map(str, self.parts))
+
+    def content(self, digests: FileDigests) -> dict[str, Any]:
+        """Return what identifies the content, JSON-ready."""
+        return self.origin.content(self.names, digests)
+
+    def splits(self) -> Splits:
+        """Return the files of the splits that are read, on this machine.
+
+        Raises:
+            DatasetProblemError: there is no such split.
+            TransientError: the Hub cannot be reached now.
+        """
+        return self.origin.splits(self.names)
+
+
+def find_source(index: int, dataset: DatasetConfig) -> Source:
+    """Return the source of `datasets[index]`.
+
+    Raises:
+        ConfigError: there is no such file, split or Hub data set.
+        TransientError: the Hub cannot be reached now.
+    """
+    with problems_of(index, dataset):
+        parts = parse_split(dataset.split or DEFAULT_SPLIT)
+        if not is_local(dataset):
+            return Source(parts, find_on_hub(dataset))
+        source = Source(parts, LocalOrigin(find_local(dataset)))
+        source.splits()
+        return source
