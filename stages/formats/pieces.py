@@ -1,0 +1,95 @@
+"""What a row becomes before it is tokenized: pieces of text, and which characters of them are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from configs.schema import Train
+
+
+class Rejected(Exception):  # noqa: N818  it is the verdict on a row, not a failure of the program
+    """A row that cannot be used.
+
+    Attributes:
+        reason: short and stable, for counting: `missing_field`.
+        detail: for people: "messages.3 has no content".
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters [start, end) of a piece."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn of a conversation whose place in the text is known.
+
+    Attributes:
+        span: what the turn says; an end token is looked for behind it.
+        trained: whether the turn is trained.
+        parts: if not None, only these characters are trained, not the whole span.
+    """
+
+    span: Span
+    trained: bool
+    parts: tuple[Span, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A text that is encoded by itself.
+
+    Attributes:
+        text: what is encoded.
+        trained: True trains every token of it.
+        turns: trains the tokens of these turns, by the rules of `EndRule`.
+        special_tokens: encode with the tokenizer's own special tokens (a beginning of sequence, if it adds one).
+        continues: drop a beginning of sequence in front: this piece follows another one.
+        ends: append the end of sequence, unless it is there or the text is empty.
+    """
+
+    text: str
+    trained: bool = False
+    turns: tuple[Turn, ...] = ()
+    special_tokens: bool = False
+    continues: bool = False
+    ends: bool = False
+
+
+@dataclass(frozen=True)
+class EndRule:
+    """Which end tokens are trained: those behind "all" turns, behind a trained "turn", the "last" one, or "none"."""
+
+    eos: Train = "none"
+    eot: Train = "none"
+
+
+class RowFormat(Protocol):
+    """How the rows of one data set become pieces.
+
+    Attributes:
+        ends: which end tokens behind turns are trained.
+        chunk: if not None, a row is cut into rows of this many tokens.
+    """
+
+    @property
+    def ends(self) -> EndRule: ...  # noqa: D102
+
+    @property
+    def chunk(self) -> int | None: ...  # noqa: D102
+
+    def pieces(self, row: dict[str, Any]) -> list[Piece]:
+        """Return the pieces of a row, in order.
+
+        Raises:
+            Rejected: the row cannot be used.
+        """

@@ -1,0 +1,167 @@
+"""Chat templates: which one a data set uses, and rendering it as Hugging Face's tokenizers do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from configs.schema import DatasetConfig, RunConfig
+from stages.errors import ConfigError, Problem
+
+TOKENIZER_DEFAULT = "tokenizer_default"
+FALLBACK = "tokenizer_default_fallback_"
+Message = dict[str, Any]
+
+
+class RenderError(Exception):
+    """The template refused a conversation, or failed on it."""
+
+
+@dataclass(frozen=True)
+class TemplateChoice:
+    """What the configuration says about a chat template.
+
+    Attributes:
+        text: the Jinja text; None for the tokenizer's own.
+        fallback: the Jinja text that is used when the tokenizer has none of its own.
+    """
+
+    text: str | None
+    fallback: str | None = None
+
+    def resolve(self, of_tokenizer: str | None) -> str | None:
+        """Return the Jinja text, given that of the tokenizer."""
+        return self.text if self.text is not None else of_tokenizer or self.fallback
+
+
+def choose_template(run: RunConfig, dataset: DatasetConfig | None = None, place: str = "") -> TemplateChoice:
+    """Return the template of a data set, or without one that of the run.
+
+    Raises:
+        ConfigError: an unknown name, no text for `jinja`, or a text that is not Jinja.
+    """
+    section: DatasetConfig | RunConfig = run
+    if dataset is not None and (dataset.chat_template or dataset.chat_template_jinja):
+        section = dataset
+    key = f"{place}.chat_template" if section is dataset and place else "chat_template"
+    choice = section.chat_template or ("jinja" if section.chat_template_jinja else TOKENIZER_DEFAULT)
+    if choice == TOKENIZER_DEFAULT:
+        return TemplateChoice(None)
+    if choice.startswith(FALLBACK):
+        return TemplateChoice(None, _checked(_named(choice.removeprefix(FALLBACK), key), key))
+    if choice != "jinja":
+        return TemplateChoice(_checked(_named(choice, key), key))
+    if not section.chat_template_jinja:
+        rule, remedy = "needs the template itself", "Set chat_template_jinja to the Jinja text, or to a file with it."
+        raise ConfigError([Problem("configuration", key, choice, rule, remedy)])
+    return TemplateChoice(_checked(_text_or_file(section.chat_template_jinja), f"{key}_jinja"))
+
+
+def known_templates() -> list[str]:
+    """Return the names of the templates that come with the project."""
+    files = resources.files("stages.formats").joinpath("templates").iterdir()
+    return sorted(file.name.removesuffix(".jinja") for file in files if file.name.endswith(".jinja"))
+
+
+def _named(name: str, key: str) -> str:
+    known = known_templates()
+    if name not in known:
+        remedy = f"Known: tokenizer_default, tokenizer_default_fallback_NAME, jinja, {', '.join(known)}."
+        raise ConfigError([Problem("configuration", key, name, "is not a known chat template", remedy)])
+    return resources.files("stages.formats").joinpath("templates", f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def _text_or_file(value: str) -> str:
+    """Return the Jinja text: `value` itself, or the content of the file that it names."""
+    if "{" not in value and "\n" not in value and Path(value).is_file():
+        return Path(value).read_text(encoding="utf-8")
+    return value
+
+
+def _checked(text: str, key: str) -> str:
+    try:
+        _environment().parse(text)
+    except jinja2.TemplateSyntaxError as error:
+        remedy = f"Correct line {error.lineno} of the template."
+        raise ConfigError(
+            [Problem("configuration", key, "", f"is not valid Jinja: {error.message}", remedy)]
+        ) from error
+    return text
+
+
+class ChatTemplate:
+    """A compiled chat template.
+
+    The environment is that of `apply_chat_template`: sandboxed, blocks trimmed, loop controls, `generation` blocks,
+    `tojson` without HTML escapes, `raise_exception`, `strftime_now`.
+    """
+
+    def __init__(self, text: str, variables: Mapping[str, Any]) -> None:
+        self.text = text
+        self._variables = dict(variables)  # bos_token and the like, and chat_template_kwargs
+        self._render: Callable[..., str] = _environment().from_string(text).render
+
+    def render(self, messages: Sequence[Message], tools: list[Any] | None = None, **more: Any) -> str:
+        """Return the text of a conversation, without a generation prompt.
+
+        Raises:
+            RenderError: the template raised an exception of its own, or does not fit the conversation.
+        """
+        variables = {"add_generation_prompt": False, **self._variables, **more}
+        try:
+            return self._render(messages=messages, tools=tools, documents=None, **variables)
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+            raise RenderError(f"{type(error).__name__}: {error}") from error
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """Accepts `{% generation %} ... {% endgeneration %}` and renders what is inside."""
+
+    tags = {"generation"}  # noqa: RUF012  the declaration of jinja2.ext.Extension
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_inside"), [], [], body).set_lineno(line)
+
+    def _inside(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)

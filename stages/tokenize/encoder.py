@@ -1,0 +1,203 @@
+"""Pieces of text to token ids and trained flags, for many rows at once, each mask proven.
+
+Characters are mapped to tokens by the offsets that the tokenizer gives: a token that overlaps a trained character is
+trained. Then the trained ids are decoded again; a row whose decoded text is not the text that was to be trained is
+rejected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from tokenizers import Encoding, Tokenizer
+
+from stages.formats.pieces import EndRule, Piece, Rejected, RowFormat, Span, Turn
+
+Ids = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
+END_WITHIN = 3
+"""An end token belongs to a turn if at most this many tokens stand between them."""
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """A row: (tokens,) ids and (tokens,) whether the label is the token itself."""
+
+    ids: Ids
+    trained: Mask
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """Trained ids, and the text that they must say."""
+
+    ids: list[int]
+    text: str
+
+
+class Encoder:
+    """A resolved tokenizer with its end tokens."""
+
+    def __init__(self, folder: Path, bos: int | None, eos: int, eot: Sequence[int]) -> None:
+        settings = orjson.loads((folder / "tokenizer.json").read_bytes())
+        self._tokenizer = Tokenizer.from_str(orjson.dumps(_with_whole_offsets(settings)).decode())
+        self._exact = settings["normalizer"] is None and (settings["decoder"] or {}).get("type") == "ByteLevel"
+        self._bos, self._eos = bos, eos
+        self._eot = np.array(eot, np.int32)
+
+    def encode(self, rows: Sequence[list[Piece]], form: RowFormat) -> list[list[Tokenized] | Rejected]:
+        """Return for each row, given as its pieces, its tokenized rows (several if it is cut), or why there is none."""
+        pieces = [piece for row in rows for piece in row]
+        encodings = self._encodings(pieces)
+        results: list[list[Tokenized] | Rejected] = []
+        claims: list[_Claim] = []
+        claims_of: list[int] = []
+        for number, row in enumerate(rows):
+            parts = [self._piece(piece, next(encodings), form.ends) for piece in row]
+            found = [claim for _, row_claims in parts for claim in row_claims]
+            claims += found
+            claims_of += [number] * len(found)
+            results.append(_joined([tokens for tokens, _ in parts], form.chunk))
+        for claim, number, said in zip(claims, claims_of, self._decoded(claims), strict=True):
+            if not self._agree(said, claim.text):
+                results[number] = Rejected("mask_not_proven", _difference(said, claim.text))
+        return results
+
+    def _encodings(self, pieces: list[Piece]) -> Any:
+        """Return an iterator over the encodings of the pieces, in order."""
+        own = iter(self._batch([piece.text for piece in pieces if piece.special_tokens], True))
+        bare = iter(self._batch([piece.text for piece in pieces if not piece.special_tokens], False))
+        return iter([next(own if piece.special_tokens else bare) for piece in pieces])
+
+    def _batch(self, texts: list[str], special_tokens: bool) -> list[Encoding]:
+        return list(self._tokenizer.encode_batch(texts, add_special_tokens=special_tokens)) if texts else []
+
+    def _piece(self, piece: Piece, encoding: Encoding, ends: EndRule) -> tuple[Tokenized, list[_Claim]]:
+        if not piece.text:
+            return Tokenized(np.zeros(0, np.int32), np.zeros(0, np.bool_)), []
+        listed = encoding.ids
+        ids = np.array(listed, np.int32)
+        trained = np.full(len(ids), piece.trained)
+        claims = []
+        if piece.turns or piece.trained:
+            offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)  # (tokens, 2) characters [start, end)
+            starts, stops = offsets[:, 0], offsets[:, 1]
+            spans = [turn.span for turn in piece.turns if turn.trained and turn.parts is None]
+            spans += [Span(0, len(piece.text))] if piece.trained else []
+            claims = [_claim(piece.text, listed, starts, stops, span) for span in spans]
+            self._train_turns(piece.turns, ids, trained, starts, stops, ends)
+        return self._with_ends(piece, Tokenized(ids, trained)), claims
+
+    def _with_ends(self, piece: Piece, tokens: Tokenized) -> Tokenized:
+        ids, trained = tokens.ids, tokens.trained
+        if piece.ends and len(ids) and ids[-1] != self._eos:
+            ids, trained = np.append(ids, np.int32(self._eos)), np.append(trained, piece.trained)
+        if piece.continues and len(ids) and ids[0] == self._bos:
+            ids, trained = ids[1:], trained[1:]
+        return Tokenized(ids, trained)
+
+    def _train_turns(
+        self, turns: tuple[Turn, ...], ids: Ids, trained: Mask, starts: Ids, stops: Ids, ends: EndRule
+    ) -> None:
+        """Mark in `trained` the tokens of trained turns and the end tokens behind turns."""
+        last: dict[str, int] = {}
+        for turn in turns:
+            first, behind = _tokens_of(starts, stops, turn.span)
+            if turn.trained and turn.parts is None:
+                trained[first:behind] = True
+            for part in turn.parts or ():
+                trained[_mostly_within(starts, stops, part)] = True
+            for kind, mode, wanted in (("eot", ends.eot, self._eot), ("eos", ends.eos, self._eos)):
+                near = np.flatnonzero(np.isin(ids[behind : behind + END_WITHIN + 1], wanted))
+                if len(near):
+                    last[kind] = behind + int(near[0])
+                    if mode == "all" or (mode == "turn" and turn.trained):
+                        trained[last[kind]] = True
+        for kind, mode in (("eot", ends.eot), ("eos", ends.eos)):
+            if mode == "last" and kind in last:
+                trained[last[kind]] = True
+
+    def _decoded(self, claims: list[_Claim]) -> list[str]:
+        if not claims:
+            return []
+        return list(self._tokenizer.decode_batch([claim.ids for claim in claims], skip_special_tokens=False))
+
+    def _agree(self, said: str, text: str) -> bool:
+        """Return whether decoded text is the text that was encoded.
+
+        A tokenizer that normalizes text, or that puts spaces around words, gives it back only up to that. A first or
+        last token may hold a part of a character beyond its edge, which is decoded as U+FFFD.
+        """
+        if said == text:
+            return True
+        if self._exact:
+            inner = said.strip("\ufffd")
+            return 0 <= len(text) - len(inner) <= 2 and inner in text
+        if self._tokenizer.normalizer is not None:
+            text = self._tokenizer.normalizer.normalize_str(text)
+            said = self._tokenizer.normalizer.normalize_str(said)
+        return _without_spaces(said) == _without_spaces(text)
+
+
+def _with_whole_offsets(settings: Any) -> Any:
+    """Return tokenizer settings whose offsets include the white space of each token."""
+    if isinstance(settings, dict):
+        return {key: False if key == "trim_offsets" else _with_whole_offsets(item) for key, item in settings.items()}
+    if isinstance(settings, list) and settings and isinstance(settings[0], dict):
+        return [_with_whole_offsets(item) for item in settings]
+    return settings
+
+
+def _tokens_of(starts: Ids, stops: Ids, span: Span) -> tuple[int, int]:
+    """Return the tokens [first, behind) that overlap a span of characters."""
+    first = int(np.searchsorted(stops, span.start, side="right"))
+    return first, max(first, int(np.searchsorted(starts, span.end, side="left")))
+
+
+def _mostly_within(starts: Ids, stops: Ids, part: Span) -> Mask:
+    """Return which tokens are trained by a part of a turn: those inside, or with two characters or more inside."""
+    left = (starts >= part.start) | (stops - 1 > part.start)
+    right = (stops <= part.end) | (starts < part.end - 1)
+    inside: Mask = left & right & (stops > part.start) & (starts < part.end)
+    return inside
+
+
+def _claim(text: str, ids: list[int], starts: Ids, stops: Ids, span: Span) -> _Claim:
+    """Return the ids of a span, and the text that they must say: that of the span, up to the edges of its tokens."""
+    first, behind = _tokens_of(starts, stops, span)
+    if first == behind:
+        return _Claim([], text[span.start : span.end])
+    start, stop = min(int(starts[first]), span.start), max(int(stops[behind - 1]), span.end)
+    return _Claim(ids[first:behind], text[start:stop])
+
+
+def _joined(parts: list[Tokenized], chunk: int | None) -> list[Tokenized] | Rejected:
+    """Return the pieces of a row as one row, or cut in rows of `chunk` tokens."""
+    if not parts or not sum(len(part.ids) for part in parts):
+        return Rejected("no_text", "the row gives no token")
+    one = parts[0]
+    if len(parts) > 1:
+        one = Tokenized(np.concatenate([part.ids for part in parts]), np.concatenate([part.trained for part in parts]))
+    if chunk is None or len(one.ids) <= chunk:
+        return [one]
+    cuts = range(0, len(one.ids), chunk)
+    return [Tokenized(one.ids[cut : cut + chunk], one.trained[cut : cut + chunk]) for cut in cuts]
+
+
+def _without_spaces(text: str) -> str:
+    return re.sub(r"[\s▁]+", "", text)
+
+
+def _difference(said: str, text: str) -> str:
+    at = next(
+        (n for n, (one, two) in enumerate(zip(said, text, strict=False)) if one != two), min(len(said), len(text))
+    )
+    here = slice(max(0, at - 20), at + 20)
+    return f"the trained tokens say {said[here]!r} where the text is {text[here]!r}"

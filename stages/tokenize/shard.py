@@ -1,0 +1,152 @@
+"""One shard of raw rows to one shard of tokenized rows: what a worker does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from configs.schema import RunConfig
+from stages.formats import Piece, Rejected, RowFormat, make_format
+from stages.formats.rows import read_row
+from stages.templates import ChatTemplate
+from stages.tokenize.encoder import Encoder, Tokenized
+from stages.tokens import TOKEN_SCHEMA, write_arrow
+
+BATCH_ROWS = 256
+BATCH_CHARACTERS = 1 << 20
+DETAIL_CHARACTERS = 300
+Report = Callable[[int, int], None]
+"""Is told rows read and tokens written since the last call."""
+
+
+class Setup(BaseModel):
+    """What every worker of a run needs, small enough for one line of JSON.
+
+    Attributes:
+        run: the configuration.
+        folder: the resolved tokenizer.
+        bos, eos, eot: ids of its end and beginning tokens.
+        variables: what every template sees, `bos_token` and the like.
+        templates: the Jinja text of each data set, None for those that are not conversations.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run: RunConfig
+    folder: Path
+    bos: int | None
+    eos: int
+    eot: tuple[int, ...]
+    variables: dict[str, Any]
+    templates: tuple[str | None, ...]
+
+
+class Job(BaseModel):
+    """A shard to tokenize: raw rows in `source`, numbered from `first_row` in data set `dataset`; `target` is written."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dataset: int
+    source: Path
+    target: Path
+    first_row: int
+
+
+class Outcome(BaseModel):
+    """What became of a shard.
+
+    Attributes:
+        rows_read: rows of the source.
+        rows_written: those of them that gave tokens.
+        rows: rows of the target; more than `rows_written` where rows are cut.
+        rejected: `{"row", "reason", "detail"}` of each other row.
+    """
+
+    rows_read: int = 0
+    rows_written: int = 0
+    rows: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    rejected: list[dict[str, Any]] = []
+
+
+class ShardTokenizer:
+    """Tokenizes shards, one after the other."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._encoder = Encoder(setup.folder, setup.bos, setup.eos, setup.eot)
+        self._formats: list[RowFormat] = []
+        for number, text in enumerate(setup.templates):
+            variables = {**setup.variables, **setup.run.chat_template_kwargs}
+            template = None if text is None else ChatTemplate(text, variables)
+            self._formats.append(make_format(setup.run, number, template))
+
+    def tokenize(self, job: Job, report: Report) -> Outcome:
+        """Write the target of a job. Memory is that of the target and of one batch of rows."""
+        outcome = Outcome()
+        written: list[tuple[int, Tokenized]] = []
+        for first, raw in _batches(job):
+            for number, result in enumerate(self._batch(raw, self._formats[job.dataset]), start=first):
+                if isinstance(result, Rejected):
+                    detail = result.detail[:DETAIL_CHARACTERS]
+                    outcome.rejected.append({"row": number, "reason": result.reason, "detail": detail})
+                else:
+                    written += [(number, tokens) for tokens in result]
+                    outcome.rows_written += 1
+            tokens = sum(len(tokens.ids) for _, tokens in written)
+            report(len(raw), tokens - outcome.tokens)
+            outcome.rows_read += len(raw)
+            outcome.tokens = tokens
+        table = _table(written, job.dataset)
+        write_arrow(job.target, table)
+        outcome.rows = table.num_rows
+        outcome.trained_tokens = int(sum(tokens.trained.sum() for _, tokens in written))
+        return outcome
+
+    def _batch(self, raw: list[bytes], form: RowFormat) -> list[list[Tokenized] | Rejected]:
+        prepared = [_pieces(row, form) for row in raw]
+        encoded = iter(self._encoder.encode([row for row in prepared if not isinstance(row, Rejected)], form))
+        return [row if isinstance(row, Rejected) else next(encoded) for row in prepared]
+
+
+def _pieces(raw: bytes, form: RowFormat) -> list[Piece] | Rejected:
+    try:
+        return form.pieces(read_row(raw))
+    except Rejected as rejected:
+        return rejected
+
+
+def _batches(job: Job) -> Iterator[tuple[int, list[bytes]]]:
+    """Yield (number of the first row, raw rows), bounded in rows and in bytes."""
+    first, batch, size = job.first_row, list[bytes](), 0
+    with pq.ParquetFile(job.source) as file:
+        for records in file.iter_batches(batch_size=BATCH_ROWS, columns=["row"]):
+            for raw in records.column(0).to_pylist():
+                batch.append(raw)
+                size += len(raw)
+                if size >= BATCH_CHARACTERS or len(batch) >= BATCH_ROWS:
+                    yield first, batch
+                    first, batch, size = first + len(batch), [], 0
+    if batch:
+        yield first, batch
+
+
+def _table(written: list[tuple[int, Tokenized]], dataset: int) -> pa.Table:
+    offsets = np.zeros(len(written) + 1, np.int32)
+    np.cumsum([len(tokens.ids) for _, tokens in written], out=offsets[1:])
+    ids = np.concatenate([np.zeros(0, np.int32), *(tokens.ids for _, tokens in written)])
+    trained = np.concatenate([np.zeros(0, np.bool_), *(tokens.trained for _, tokens in written)])
+    rows = np.array([row for row, _ in written], np.int64)
+    columns = [
+        pa.ListArray.from_arrays(offsets, pa.array(ids)),
+        pa.ListArray.from_arrays(offsets, pa.array(trained)),
+        pa.array(np.full(len(written), dataset, np.int32)),
+        pa.array(rows),
+    ]
+    return pa.Table.from_arrays(columns, schema=TOKEN_SCHEMA)

@@ -1,0 +1,269 @@
+"""The stage `tokenize`: shards of raw rows to shards of token ids with a trained flag, the tokenizer beside them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from configs.schema import RunConfig
+from stages.artifacts import Artifact, ArtifactWriter
+from stages.base_model import TOKENIZER_FILES, ModelSource, find_tokenizer
+from stages.errors import ConfigError, DataError, Problem, StageError
+from stages.formats import check_format, format_inputs, is_chat
+from stages.stage import Context, Stage, Upstream
+from stages.templates import TemplateChoice, choose_template
+from stages.tokenize.pool import SOURCE_ROOT, tokenize_shards
+from stages.tokenize.shard import Job, Outcome, Setup
+
+LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow")
+SHOWN_ROWS = 5
+REASONS_REMEDY = "Correct these rows, or raise max_rejected_ratio to go on without them (they are in rejected.jsonl)."
+
+
+def inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
+    """Return what determines the tokens, all of the configuration that concerns them checked.
+
+    Raises:
+        ConfigError: an unknown format or template, or a tokenizer that is not there.
+    """
+    run = context.run
+    _check_formats(run)
+    chat = any(is_chat(dataset) for dataset in run.datasets)
+    datasets = []
+    for number, dataset in enumerate(run.datasets):
+        template = _template_inputs(choose_template(run, dataset, _place(number))) if is_chat(dataset) else None
+        datasets.append({**format_inputs(run, number), **({"template": template} if template else {})})
+    return {
+        "tokenizer": find_tokenizer(run).content(TOKENIZER_FILES, context.digests),
+        "special_tokens": run.special_tokens.model_dump(mode="json"),
+        "template": _template_inputs(choose_template(run)),
+        "datasets": datasets,
+        **({"eot_tokens": run.eot_tokens, "chat_template_kwargs": run.chat_template_kwargs} if chat else {}),
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dict[str, Any]:
+    """Tokenize every shard of `fetch` that an earlier try has not finished. Returns the facts.
+
+    Raises:
+        ConfigError: the tokenizer cannot be loaded, or has no chat template.
+        DataError: too many rows are broken.
+    """
+    raw = upstream["fetch"]
+    resolved = _resolve_tokenizer(context.run, find_tokenizer(context.run), writer.work / "resolved" / "tokenizer")
+    setup = _setup(context.run, resolved, writer.work / "resolved" / "tokenizer")
+    writer.take_folder(writer.work / "resolved")
+    tally = _Tally(context, sum(dataset["rows"] for dataset in raw.facts["datasets"]))
+    outcomes = _tokenize(_shards(raw), setup, writer, tally)
+    _write_rejected(context.run, outcomes, writer)
+    tokenizer = {name: resolved[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    return {**_facts(context.run, outcomes), "tokenizer": tokenizer}
+
+
+STAGE = Stage("tokenize", 1, ("fetch",), inputs, produce)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard of `fetch`, and the name of the data file that it becomes."""
+
+    dataset: int
+    source: Path
+    first_row: int
+    name: str
+
+
+@dataclass
+class _Tally:
+    """Counts while the work goes on: reports progress, and stops it when too many rows are broken."""
+
+    context: Context
+    total: int
+    rows: int = 0
+    tokens: int = 0
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, rows: int, tokens: int) -> None:
+        """Count rows that were read, and tokens."""
+        self.rows, self.tokens = self.rows + rows, self.tokens + tokens
+        self.context.progress(self.rows, self.total, "rows", tokens=self.tokens)
+
+    def reject(self, records: list[dict[str, Any]]) -> None:
+        """Count rejected rows.
+
+        Raises:
+            DataError: they are more than `max_rejected_ratio` of all rows.
+        """
+        self.rejected += records
+        limit = self.context.run.max_rejected_ratio
+        if len(self.rejected) > limit * self.total:
+            raise DataError(_too_many(self.rejected, self.total, limit))
+
+
+def _check_formats(run: RunConfig) -> None:
+    problems: list[Problem] = []
+    for number, dataset in enumerate(run.datasets):
+        try:
+            check_format(run, number)
+            if is_chat(dataset):
+                choose_template(run, dataset, _place(number))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
+
+
+def _place(number: int) -> str:
+    return f"datasets.{number}"
+
+
+def _template_inputs(choice: TemplateChoice) -> dict[str, str | None]:
+    return {"text": choice.text, "fallback": choice.fallback}
+
+
+def _resolve_tokenizer(run: RunConfig, source: ModelSource, folder: Path) -> dict[str, Any]:
+    """Have a process with Hugging Face's classes write the tokenizer into a folder; return its answer."""
+    request = {
+        "source": str(source.folder(TOKENIZER_FILES).resolve()),
+        "out": str(folder.resolve()),
+        "special_tokens": run.special_tokens.model_dump(mode="json"),
+        "chat_template": choose_template(run).text,
+        "eot_tokens": run.eot_tokens or (),
+        "trust_remote_code": run.trust_remote_code,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    process = subprocess.run(
+        [sys.executable, "-m", "stages.tokenizer"],
+        input=orjson.dumps(request),
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCE_ROOT), os.environ.get("PYTHONPATH", "")])},
+    )
+    if process.returncode:
+        last = process.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise StageError(f"{source.name}: the process that loads the tokenizer failed: {''.join(last)}")
+    answer: dict[str, Any] = orjson.loads(process.stdout)
+    if "error" in answer:
+        key = answer["key"] or ("tokenizer_config" if run.tokenizer_config else "base_model")
+        remedy = "Name another tokenizer with tokenizer_config, or change the key."
+        value = source.name if not answer["key"] else ""
+        raise ConfigError([Problem("configuration", key, value, answer["error"], remedy)])
+    return answer
+
+
+def _setup(run: RunConfig, resolved: dict[str, Any], folder: Path) -> Setup:
+    templates: list[str | None] = []
+    for number, dataset in enumerate(run.datasets):
+        text = None
+        if is_chat(dataset):
+            text = choose_template(run, dataset, _place(number)).resolve(resolved["chat_template"])
+            if text is None:
+                rule = "takes the tokenizer's own chat template, and the tokenizer has none"
+                remedy = "Set chat_template to a name (chatml, llama3, ...), or to jinja with chat_template_jinja."
+                raise ConfigError([Problem("configuration", f"{_place(number)}.type", "chat_template", rule, remedy)])
+        templates.append(text)
+    return Setup(
+        run=run,
+        folder=folder,
+        bos=resolved["bos_token_id"],
+        eos=resolved["eos_token_id"],
+        eot=tuple(resolved["eot_token_ids"]),
+        variables=resolved["variables"],
+        templates=tuple(templates),
+    )
+
+
+def _shards(raw: Artifact) -> list[_Shard]:
+    return [
+        _Shard(number, raw.path(shard["file"]), shard["first_row"], str(Path(shard["file"]).with_suffix(".arrow")))
+        for number, dataset in enumerate(raw.facts["datasets"])
+        for shard in dataset["shards"]
+    ]
+
+
+def _tokenize(
+    shards: list[_Shard], setup: Setup, writer: ArtifactWriter, tally: _Tally
+) -> list[tuple[_Shard, Outcome]]:
+    """Return the outcome of every shard, in order."""
+    outcomes: dict[str, Outcome] = {}
+    for shard in shards:
+        notes = writer.finished(shard.name)
+        if notes is not None:
+            outcomes[shard.name] = outcome = Outcome.model_validate(notes)
+            tally.add(outcome.rows_read, outcome.tokens)
+            tally.reject(outcome.rejected)
+    left = {shard.name: shard for shard in shards if shard.name not in outcomes}
+    processes = setup.run.dataset_num_proc or len(os.sched_getaffinity(0))
+    jobs = list(_jobs(left, writer.work / "shards"))
+    names = {job.target: name for job, name in zip(jobs, left, strict=True)}
+    with closing(tokenize_shards(setup, jobs, processes, tally.add)) as finished:
+        for job, outcome in finished:
+            name = names[job.target]
+            with writer.create(name) as draft:
+                job.target.replace(draft.path)
+                draft.notes.update(outcome.model_dump())
+            outcomes[name] = outcome
+            tally.reject(outcome.rejected)
+    return [(shard, outcomes[shard.name]) for shard in shards]
+
+
+def _jobs(shards: dict[str, _Shard], folder: Path) -> Iterator[Job]:
+    for name, shard in shards.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield Job(dataset=shard.dataset, source=shard.source, target=target, first_row=shard.first_row)
+
+
+def _records(run: RunConfig, outcomes: list[tuple[_Shard, Outcome]]) -> Iterator[dict[str, Any]]:
+    for shard, outcome in outcomes:
+        where = {"dataset": shard.dataset, "path": run.datasets[shard.dataset].path}
+        yield from ({**where, **record} for record in outcome.rejected)
+
+
+def _write_rejected(run: RunConfig, outcomes: list[tuple[_Shard, Outcome]], writer: ArtifactWriter) -> None:
+    lines = (
+        orjson.dumps({key: record[key] for key in ("dataset", "row", "path", "reason", "detail")}) + b"\n"
+        for record in _records(run, outcomes)
+    )
+    writer.write("rejected.jsonl", b"".join(lines))
+
+
+def _facts(run: RunConfig, outcomes: list[tuple[_Shard, Outcome]]) -> dict[str, Any]:
+    everything = [outcome for _, outcome in outcomes]
+    datasets = []
+    for number, dataset in enumerate(run.datasets):
+        own = [outcome for shard, outcome in outcomes if shard.dataset == number]
+        datasets.append({"path": dataset.path, **_counts(own)})
+    shards = [
+        {"file": shard.name, "dataset": shard.dataset, "rows": outcome.rows, "tokens": outcome.tokens}
+        for shard, outcome in outcomes
+    ]
+    return {**_counts(everything), "shards": shards, "datasets": datasets}
+
+
+def _counts(outcomes: list[Outcome]) -> dict[str, Any]:
+    names = ("rows_read", "rows_written", "tokens", "trained_tokens")
+    counts: dict[str, Any] = {name: sum(getattr(outcome, name) for outcome in outcomes) for name in names}
+    rejected = Counter(record["reason"] for outcome in outcomes for record in outcome.rejected)
+    if counts["rows_read"] != counts["rows_written"] + rejected.total():
+        raise StageError(f"rows were lost: {counts}, rejected {dict(rejected)}; please report this")
+    return {**counts, "rejected": dict(sorted(rejected.items()))}
+
+
+def _too_many(rejected: list[dict[str, Any]], total: int, limit: float) -> str:
+    reasons = Counter(record["reason"] for record in rejected)
+    lines = [f"{len(rejected)} of {total} rows cannot be used; max_rejected_ratio allows {limit:.1%}."]
+    lines += [f"  {reason}: {count} rows" for reason, count in reasons.most_common()]
+    lines += [f"  row {record['row']}: {record['detail']}" for record in rejected[:SHOWN_ROWS]]
+    return "\n".join([*lines, REASONS_REMEDY])
