@@ -1,7 +1,7 @@
 """How many held-out questions a model answers exactly right.
 
-Run as `python -m flows.quickstart.evaluate HELD_OUT_FILE MODEL_FOLDER ...`. It prints one JSON list with, for each model,
-a list of `{"chat", "expected", "answer"}`.
+Run as `python -m flows.quickstart.evaluate HELD_OUT_FILE MODEL_FOLDER ...`. It prints one JSON list with, for each
+model, a list of `{"chat", "expected", "answer"}`.
 """
 
 from __future__ import annotations
