@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from stages.artifacts import Artifact, ArtifactWriter
-from stages.base_model import MODEL_FILES, find_model
+from stages.base_model import MODEL_FILES, ModelSource, find_model
 from stages.errors import StageError, TransientError
 from stages.lifeline import bound
 from stages.stage import Context, Stage, Upstream
@@ -34,13 +34,13 @@ LOG_TAIL = 20  # lines of the log that an error shows
 
 
 def inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
-    """Return the base model's content and the libraries that merge; nothing for a full model."""
+    """Return the content of the base that was trained, and the libraries that merge; nothing for a full model."""
     trained = upstream["train"].facts
     if trained["kind"] == "model":
         return {"kind": "model"}
     return {
         "kind": "adapter",
-        "base_model": find_model(context.run).content(MODEL_FILES, context.digests),
+        "base_model": trained["base_model"],
         "dtype": DTYPES[trained["precision"]],
         "trust_remote_code": context.run.trust_remote_code,
         "versions": {name: version(name) for name in LIBRARIES},
@@ -70,7 +70,7 @@ def _merge(context: Context, trained: Artifact, scratch: Path) -> dict[str, Any]
     """Merge into `<scratch>/model` and return what the worker measured, after it has checked its own result."""
     result, log, job_file = (scratch / name for name in ("merge.json", "merge.log", "job.json"))
     job = {
-        "base_model": str(find_model(context.run).folder(MODEL_FILES).resolve()),
+        "base_model": str(_trained_base(context, trained).folder(MODEL_FILES).resolve()),
         "adapter": str(trained.path("model").resolve()),
         "output": str((scratch / "model").resolve()),
         "result": str(result.resolve()),
@@ -83,6 +83,24 @@ def _merge(context: Context, trained: Artifact, scratch: Path) -> dict[str, Any]
     if code != 0 or not outcome or "error" in outcome:
         raise _failure(code, outcome, log, context.run.base_model)
     return outcome
+
+
+def _trained_base(context: Context, trained: Artifact) -> ModelSource:
+    """Return the base model that was trained: its commit, though the branch may have moved since; its folder as it was.
+
+    Raises:
+        StageError: the folder holds another model now.
+    """
+    content = trained.facts["base_model"]
+    if "commit" in content:
+        return ModelSource(content["hub"], content["commit"])
+    source = find_model(context.run)
+    if source.content(MODEL_FILES, context.digests) != content:
+        raise StageError(
+            f"{source.name}: the base model's files changed after the adapter was trained on them. "
+            "Put them back, or run again to train on the new ones."
+        )
+    return source
 
 
 def _run_worker(job_file: Path, log: Path, say: Callable[[str], None]) -> int:

@@ -86,11 +86,16 @@ def merge_here(base: Path, adapter: Path, output: Path, dtype: str = "float32") 
     return output
 
 
-def trained(store: Store, model: Path, *, kind: str = "adapter", precision: str = "fp32") -> Artifact:
+def trained(store: Store, model: Path, *, base: Path | None = None) -> Artifact:
+    """Put a model folder into the store as the train stage does: an adapter of `base`, else a full model."""
+    facts: dict[str, Any] = {"kind": "model" if base is None else "adapter", "precision": "fp32"}
+    if base is not None:
+        names = sorted(path.name for path in base.iterdir() if path.suffix in (".json", ".safetensors", ".jinja"))
+        facts["base_model"] = {"files": {name: sha256_file(base / name) for name in names}}
     with store.writer("train", {"made from": str(model)}, {}) as writer:
         for path in sorted(path for path in model.rglob("*") if path.is_file()):
             writer.take(path, f"model/{path.relative_to(model).as_posix()}")
-        return writer.commit(facts={"kind": kind, "precision": precision})
+        return writer.commit(facts=facts)
 
 
 def run_merge(base: Path, store: Store, train: Artifact) -> Artifact:
@@ -134,7 +139,7 @@ def test_the_merged_artifact_stands_alone(base: Path, store: Store, tmp_path: Pa
     previous = os.umask(0o027)
     try:
         context = context_for(base, store.root, said.append)
-        merged = run_stage(merge.STAGE, context, {"train": trained(store, adapter)}, store).artifact
+        merged = run_stage(merge.STAGE, context, {"train": trained(store, adapter, base=base)}, store).artifact
     finally:
         os.umask(previous)
     folder = merged.path("model")
@@ -208,25 +213,34 @@ def test_new_tokens_without_embeddings_are_refused(base: Path, tmp_path: Path) -
 def test_an_adapter_of_another_model_is_refused(base: Path, store: Store, tmp_path: Path) -> None:
     adapter = train_adapter(build_model(tmp_path / "deeper", num_hidden_layers=3), tmp_path / "adapter")
     with pytest.raises(StageError, match="does not fit the base model"):
-        run_merge(base, store, trained(store, adapter))
+        run_merge(base, store, trained(store, adapter, base=base))
     assert list(store.artifacts("merge")) == []
 
 
 def test_a_full_model_is_linked_not_copied(base: Path, store: Store) -> None:
-    train = trained(store, base, kind="model")
+    train = trained(store, base)
     merged = run_merge(base, store, train)
     assert merged.path("model/model.safetensors").samefile(train.path("model/model.safetensors"))
     assert {entry.path for entry in merged.manifest.files} == {entry.path for entry in train.manifest.files}
 
 
-def test_the_key_knows_the_base_and_not_the_output(base: Path, store: Store, tmp_path: Path) -> None:
-    train = {"train": trained(store, train_adapter(base, tmp_path / "adapter"))}
+def test_the_key_knows_the_base_that_was_trained_and_not_the_output(base: Path, store: Store, tmp_path: Path) -> None:
+    adapter, other = train_adapter(base, tmp_path / "adapter"), build_model(tmp_path / "other", seed=1)
+    train = {"train": trained(store, adapter, base=base)}
     context = context_for(base, tmp_path)
     first = merge.STAGE.key_inputs(context, train)
-    other_base = build_model(tmp_path / "other", seed=1)
-    assert merge.STAGE.key_inputs(context_for(other_base, tmp_path), train) != first
     moved = context.run.model_copy(update={"output_dir": "elsewhere"})
     assert merge.STAGE.key_inputs(Context(moved, context.digests), train) == first
+    on_other = {"train": trained(Store(tmp_path / "second", context.digests), adapter, base=other)}
+    assert merge.STAGE.key_inputs(context, on_other)["base_model"] != first["base_model"]
+
+
+def test_a_base_that_changed_after_training_is_refused(store: Store, tmp_path: Path) -> None:
+    base = build_model(tmp_path / "base")
+    train = trained(store, train_adapter(base, tmp_path / "adapter"), base=base)
+    build_model(base, seed=1)
+    with pytest.raises(StageError, match="changed after the adapter was trained"):
+        run_merge(base, store, train)
 
 
 PARENT = """
@@ -244,7 +258,7 @@ run_stage(merge.STAGE, context, {"train": next(store.artifacts("train"))}, store
 
 
 def test_nothing_survives_a_killed_parent(base: Path, store: Store, tmp_path: Path) -> None:
-    train = trained(store, train_adapter(base, tmp_path / "adapter"))
+    train = trained(store, train_adapter(base, tmp_path / "adapter"), base=base)
     run = context_for(base, store.root).run.model_dump_json(exclude_unset=True)
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(store.root), run])
     worker = wait_for(lambda: next(iter(psutil.Process(parent.pid).children()), None))
@@ -256,7 +270,7 @@ def test_nothing_survives_a_killed_parent(base: Path, store: Store, tmp_path: Pa
 
 
 def test_a_killed_worker_can_be_tried_again_and_says_memory(base: Path, store: Store, tmp_path: Path) -> None:
-    train = trained(store, train_adapter(base, tmp_path / "adapter"))
+    train = trained(store, train_adapter(base, tmp_path / "adapter"), base=base)
 
     def kill_worker() -> None:
         worker = wait_for(lambda: next(iter(psutil.Process().children()), None))
