@@ -1,0 +1,179 @@
+"""Trainings that are killed, stopped and resumed: the same losses and weights, and no process left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from configs.schema import RunConfig
+from stages.artifacts import Artifact
+from stages.errors import TransientError
+from stages.stage import run_stage
+from stages.train.metrics import read_metrics
+from stages.train.stage import STAGE
+from tests.train_data import Bench
+
+LENGTHS = [120, 30, 90, 200, 60, 45, 150, 33]
+SEQUENCES = [[0, 1], [2], [3], [4, 5], [6], [7, 1], [0], [5]]
+Strike = Callable[[], None]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kill")
+
+
+def lora_run(bench: Bench, processes: int = 1) -> RunConfig:
+    """30 steps with dropout, a checkpoint every fifth."""
+    return bench.run(
+        adapter="lora",
+        lora_r=4,
+        lora_target_linear=True,
+        lora_dropout=0.2,
+        launcher={"threads": 1, "processes": processes},
+        num_epochs=50,
+        max_steps=30,
+        save_steps=5,
+        logging_steps=1,
+        val_set_size=0.1,
+    )
+
+
+def train(bench: Bench, run: RunConfig, strike: Strike | None = None, at: int = 0) -> Artifact:
+    """Train; after step `at`, strike once."""
+    struck = []
+
+    def progress(done: float, total: float | None, unit: str, **detail: Any) -> None:
+        if strike is not None and done >= at and not struck:
+            struck.append(done)
+            strike()
+
+    context = bench.context(run, progress=progress)
+    return run_stage(STAGE, context, bench.upstream, bench.store).artifact
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def ranks() -> list[psutil.Process]:
+    return [process for process in children() if "stages.train" in process.cmdline()]
+
+
+def send_to_rank(number: signal.Signals) -> None:
+    ranks()[-1].send_signal(number)
+
+
+def kill_torchrun() -> None:
+    next(p for p in children() if "stages.train.agent" in p.cmdline()).kill()
+
+
+def cancel() -> None:
+    raise KeyboardInterrupt
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Ids of the processes anywhere that have the folder on their command line."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(folder) in word for word in process.info["cmdline"] or []):
+            found.append(process.pid)
+    return found
+
+
+def assert_none_left(folder: Path) -> None:
+    deadline = time.monotonic() + 10
+    while processes_of(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes_of(folder) == []
+
+
+def work_of(bench: Bench) -> Path:
+    (work,) = (bench.store.root / ".work" / "train").iterdir()
+    return work
+
+
+def checkpoints(work: Path) -> set[int]:
+    return {int(path.parent.name.split("-")[1]) for path in work.glob("checkpoint-*/complete.json")}
+
+
+def assert_same_training(one: Artifact, other: Artifact) -> None:
+    assert one.key == other.key
+    assert one.facts == other.facts
+    assert one.digest == other.digest  # every byte of the model
+    losses = [[r["loss"] for r in read_metrics(a.path("metrics.jsonl")) if "loss" in r] for a in (one, other)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 30
+
+
+def test_one_process_killed_stopped_and_cancelled_ends_as_if_nothing_had_been(folder: Path) -> None:
+    calm, bench = Bench(folder / "calm", LENGTHS, SEQUENCES), Bench(folder / "one", LENGTHS, SEQUENCES)
+    run = lora_run(bench)
+    expected = train(calm, lora_run(calm))
+
+    with pytest.raises(TransientError, match="was killed .*memory"):
+        train(bench, run, lambda: send_to_rank(signal.SIGKILL), at=6)
+    assert_none_left(bench.folder)
+    work = work_of(bench)
+    assert 5 in checkpoints(work)
+
+    with pytest.raises(TransientError, match="stopped by SIGTERM"):
+        train(bench, run, lambda: send_to_rank(signal.SIGTERM), at=11)
+    assert_none_left(bench.folder)
+    stopped = max(checkpoints(work))
+    assert stopped >= 11
+    assert len(checkpoints(work)) <= 4  # save_total_limit
+
+    with pytest.raises(TransientError, match="was killed"):
+        train(bench, run, kill_torchrun, at=stopped + 1)
+    assert_none_left(bench.folder)
+
+    before = max(checkpoints(work))
+    with pytest.raises(KeyboardInterrupt):
+        train(bench, run, cancel, at=before + 1)
+    assert_none_left(bench.folder)
+    newest = max(checkpoints(work))
+    assert newest > before  # written on the way out
+
+    damaged = work / f"checkpoint-{newest}/optimizer.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    shutil.copytree(work / f"checkpoint-{before}", work / "checkpoint-29")
+    (work / "checkpoint-29/complete.json").unlink()
+    lines: list[str] = []
+    context = bench.context(run, log=lines.append)
+    result = run_stage(STAGE, context, bench.upstream, bench.store).artifact
+    assert f"continuing from the checkpoint of step {before}" in lines
+    assert_same_training(expected, result)
+
+
+def test_two_processes_whose_parent_is_killed(folder: Path) -> None:
+    calm, bench = Bench(folder / "calm2", LENGTHS, SEQUENCES), Bench(folder / "two", LENGTHS, SEQUENCES)
+    expected = train(calm, lora_run(calm, processes=2))
+
+    parent = [sys.executable, "-c", PARENT, str(bench.folder)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    code = subprocess.run(parent, env=environment, check=False, timeout=200).returncode
+    assert code == -signal.SIGKILL
+    assert_none_left(bench.folder / "store")
+
+    assert_same_training(expected, train(bench, lora_run(bench, processes=2)))
+
+
+PARENT = """
+import os, pathlib, signal, sys
+from tests.test_train_kill import LENGTHS, SEQUENCES, lora_run, train
+from tests.train_data import Bench
+
+bench = Bench(pathlib.Path(sys.argv[1]), LENGTHS, SEQUENCES)
+train(bench, lora_run(bench, processes=2), lambda: os.kill(os.getpid(), signal.SIGKILL), at=7)
+"""
