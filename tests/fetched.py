@@ -22,7 +22,6 @@ REQUIRED: dict[str, Any] = {
     "gradient_accumulation_steps": 1,
     "max_rejected_ratio": 1.0,
 }
-Row = tuple[list[int], list[int]]
 
 
 def make_run(tokenizer: Path, dataset: dict[str, Any] | None = None, **keys: Any) -> RunConfig:
@@ -70,7 +69,7 @@ def rejected(artifact: Artifact) -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in artifact.path("rejected.jsonl").read_bytes().splitlines()]
 
 
-def tokenized_rows(artifact: Artifact) -> list[tuple[int, list[int], list[int]]]:
-    """Return (row number, input_ids, labels) of every tokenized row."""
+def tokenized_rows(artifact: Artifact) -> list[tuple[int, int, list[int], list[int]]]:
+    """Return (data set, row number, input_ids, labels) of every tokenized row."""
     rows = TokenRows(artifact)
-    return [(rows.source(i)[1], rows[i][0].tolist(), rows[i][1].tolist()) for i in range(len(rows))]
+    return [(*rows.source(i), rows[i][0].tolist(), rows[i][1].tolist()) for i in range(len(rows))]

@@ -7,7 +7,7 @@ from typing import Any
 
 from configs.schema import DatasetConfig
 from stages.formats.messages import Message, MessageReader
-from stages.formats.pieces import EndRule, Piece, Rejected, Span, Turn
+from stages.formats.pieces import EndRule, Part, Piece, Rejected, Span, Turn
 from stages.formats.spans import Conversation
 from stages.templates import ChatTemplate
 
@@ -72,14 +72,16 @@ def _has_parts(message: Message) -> bool:
     return message.content_parts is not None or message.thinking_parts is not None
 
 
-def _parts_in_text(text: str, span: Span | None, words: str, parts: tuple[Span, ...], number: int) -> tuple[Span, ...]:
-    """Return parts of some words as parts of the text in which those words, perhaps trimmed, are at `span`."""
-    if span is None or not parts:
+def _parts_in_text(
+    text: str, words_span: Span | None, words: str, parts: tuple[Span, ...], number: int
+) -> tuple[Part, ...]:
+    """Return parts of some words as parts of the text in which those words, perhaps trimmed, are at `words_span`."""
+    if words_span is None or not parts:
         return ()
-    shown = text[span.start : span.end]
+    shown = text[words_span.start : words_span.end]
     trimmed = words.find(shown)
     if trimmed < 0 or words.strip() not in shown:
         raise Rejected("mask_not_proven", f"message {number}: the template rewrites text of which parts are trained")
-    moved = (Span(part.start - trimmed + span.start, part.end - trimmed + span.start) for part in parts)
-    clipped = (Span(max(part.start, span.start), min(part.end, span.end)) for part in moved)
-    return tuple(part for part in clipped if part.start < part.end)
+    shift = words_span.start - trimmed
+    moved = (Span(max(part.start + shift, words_span.start), min(part.end + shift, words_span.end)) for part in parts)
+    return tuple(Part(span, words_span) for span in moved if span.start < span.end)

@@ -30,18 +30,26 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Characters that are trained within words of a turn of which not all are."""
+
+    span: Span
+    words: Span
+
+
+@dataclass(frozen=True)
 class Turn:
     """A turn of a conversation whose place in the text is known.
 
     Attributes:
         span: what the turn says; an end token is looked for behind it.
         trained: whether the turn is trained.
-        parts: if not None, only these characters are trained, not the whole span.
+        parts: if not None, only these are trained, not the whole span.
     """
 
     span: Span
     trained: bool
-    parts: tuple[Span, ...] | None = None
+    parts: tuple[Part, ...] | None = None
 
 
 @dataclass(frozen=True)

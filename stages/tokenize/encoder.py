@@ -18,7 +18,7 @@ import numpy.typing as npt
 import orjson
 from tokenizers import Encoding, Tokenizer
 
-from stages.formats.pieces import EndRule, Piece, Rejected, RowFormat, Span, Turn
+from stages.formats.pieces import EndRule, Part, Piece, Rejected, RowFormat, Span, Turn
 
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
@@ -113,7 +113,7 @@ class Encoder:
             if turn.trained and turn.parts is None:
                 trained[first:behind] = True
             for part in turn.parts or ():
-                trained[_mostly_within(starts, stops, part)] = True
+                _train_part(part, trained, starts, stops)
             for kind, mode, wanted in (("eot", ends.eot, self._eot), ("eos", ends.eos, self._eos)):
                 near = np.flatnonzero(np.isin(ids[behind : behind + END_WITHIN + 1], wanted))
                 if len(near):
@@ -161,12 +161,27 @@ def _tokens_of(starts: Ids, stops: Ids, span: Span) -> tuple[int, int]:
     return first, max(first, int(np.searchsorted(starts, span.end, side="left")))
 
 
-def _mostly_within(starts: Ids, stops: Ids, part: Span) -> Mask:
-    """Return which tokens are trained by a part of a turn: those inside, or with two characters or more inside."""
-    left = (starts >= part.start) | (stops - 1 > part.start)
-    right = (stops <= part.end) | (starts < part.end - 1)
-    inside: Mask = left & right & (stops > part.start) & (starts < part.end)
-    return inside
+def _train_part(part: Part, trained: Mask, starts: Ids, stops: Ids) -> None:
+    """Mark the tokens of a part of some words, by the rule of the original.
+
+    A token counts as [its start, the start of the next token - 1]. The part first grows to whole tokens where it shares
+    two characters or more with a token at its edge; then the tokens inside are trained. Several tokens that make one
+    character all start at it, and only the last of them holds it.
+    """
+    first, behind = _tokens_of(starts, stops, part.words)
+    if first == behind:
+        return
+    begins = np.maximum(starts[first:behind], part.words.start)
+    lasts = np.append(begins[1:], part.words.end) - 1  # last character of each token
+    start, end = part.span.start, part.span.end - 1
+    low = int(np.searchsorted(begins, start, side="left"))
+    if low > 0 and lasts[low - 1] > start:
+        low -= 1
+    high = int(np.searchsorted(lasts, end, side="right")) - 1
+    if high + 1 < len(begins) and begins[high + 1] < end:
+        high += 1
+    if low <= high:
+        trained[first:behind] |= (begins >= begins[low]) & (lasts <= lasts[high])
 
 
 def _claim(text: str, ids: list[int], starts: Ids, stops: Ids, span: Span) -> _Claim:
