@@ -48,6 +48,10 @@ class HubOrigin:
         urls = checked(names, self._urls())
         return {name: tuple(self._download(url) for url in urls[name]) for name in names}
 
+    def changeable(self, names: list[str]) -> list[Path]:
+        """Return nothing: the files of a commit do not change."""
+        return []
+
     def _urls(self) -> dict[str, list[str]]:
         import datasets  # takes a second: only who reads from the Hub waits for it
 

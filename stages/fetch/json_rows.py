@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import BinaryIO
-
-import orjson
 
 CHUNK = 1 << 20  # bytes
 LONGEST_FIRST_LINE = 64 << 20  # bytes; a longer first line is taken for a whole document
@@ -41,9 +40,11 @@ def json_rows(stream: BinaryIO) -> Iterator[bytes]:
     (an object with one list) give the same two rows. An element of a list that is not JSON is given as it is.
 
     Raises:
-        ValueError: the list is not complete, or there is none, or there are several.
+        ValueError: the list is not complete, or there is none, or there are several; or the text is UTF-16.
     """
     first = stream.readline(LONGEST_FIRST_LINE).removeprefix(BYTE_ORDER_MARK)
+    if first.startswith(UTF16_MARKS):
+        raise ValueError("it is UTF-16; save it as UTF-8")
     while first and first.isspace():
         first = stream.readline(LONGEST_FIRST_LINE)
     if not _is_document(first):
@@ -56,23 +57,18 @@ def json_rows(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _is_document(first: bytes) -> bool:
-    """Return whether a first line begins a document of several lines, or is a list."""
-    if first.startswith(b"{"):
-        return _parsed(first) is None
-    return first.lstrip().startswith((b"[", b"{")) or first.startswith(UTF16_MARKS)
+    """Return whether a first line is a list, or begins an object that goes on in the next line."""
+    tokens = STRUCTURE.findall(first)
+    is_open = b'"' in tokens or sum(DEPTH.get(token, 0) for token in tokens) > 0
+    return first.lstrip().startswith(b"[") or (first.lstrip().startswith(b"{") and is_open)
 
 
 def _holds_one_list(line: bytes) -> bool:
-    value = _parsed(line)
-    return isinstance(value, dict) and sum(isinstance(item, list) for item in value.values()) == 1
-
-
-def _parsed(line: bytes) -> object:
     try:
-        value: object = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return None
-    return value
+        value = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(value, dict) and sum(isinstance(item, list) for item in value.values()) == 1
 
 
 def _pieces(head: bytes, stream: BinaryIO) -> Pieces:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from configs.schema import DatasetConfig
@@ -23,6 +24,9 @@ class Origin(Protocol):
     def splits(self, names: list[str]) -> Splits:
         """Return the files of the splits `names` on this machine, downloading them if need be."""
 
+    def changeable(self, names: list[str]) -> list[Path]:
+        """Return the files among them that somebody may write to."""
+
 
 @dataclass(frozen=True)
 class LocalOrigin:
@@ -42,6 +46,10 @@ class LocalOrigin:
     def splits(self, names: list[str]) -> Splits:
         """Return the files of the splits `names`."""
         return {name: checked(names, self.files)[name] for name in names}
+
+    def changeable(self, names: list[str]) -> list[Path]:
+        """Return all files of the splits `names`."""
+        return [file.path for name in names for file in self.files[name]]
 
 
 @dataclass(frozen=True)

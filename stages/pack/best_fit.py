@@ -20,10 +20,10 @@ def pack_best_fit(
         bin 1 |6 6 6 6 6 6|3 3 3|1|      the 3 fits bin 1; the 1 fits bin 1 (1 free) better than bin 2 (5 free)
         bin 2 |3 3 3|2 2|. . . . .|      the second 3 fits nowhere
 
-    Nothing here depends on which of several equal rows, or of several equally full bins, is meant. So whole groups move
+    How full the bins get does not depend on which of equal rows or of equally full bins is taken. So whole groups move
     at once: of `n` rows of one length, the bins with `room` tokens free take `room // length` rows each, one bin after
     the other, because a bin that has just taken a row is now the fullest that fits the next one. The cost depends on
-    the number of different lengths; the rows are only sorted. The packing is the one that the row-by-row rule gives.
+    the number of different lengths; the rows are only sorted. The bins are as full as by the row-by-row rule, each one.
 
     Args:
         lengths: (rows,) tokens of each row, each between 1 and `capacity`.
@@ -108,11 +108,12 @@ class _Bins:
         """Return (rows,) the bin of each row, for the rows from the longest to the shortest."""
         first, bins, each = np.asarray(self.placed, dtype=np.int64).T
         rows = bins * each
-        number: npt.NDArray[np.int64] = np.arange(rows.sum()) - np.repeat(
-            np.cumsum(rows) - rows, rows
-        )  # of a row within its placement
-        bins_of_rows: npt.NDArray[np.int64] = np.repeat(first, rows) + number // np.repeat(each, rows)
-        return bins_of_rows
+        begin = np.cumsum(rows) - rows
+        within: npt.NDArray[np.int64] = np.arange(rows.sum()) - np.repeat(
+            begin, rows
+        )  # number of a row in its placement
+        bin_of_row: npt.NDArray[np.int64] = np.repeat(first, rows) + within // np.repeat(each, rows)
+        return bin_of_row
 
     def _put(self, first: int, bins: int, each: int, room: int) -> None:
         self.placed.append((first, bins, each))

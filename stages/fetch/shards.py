@@ -1,0 +1,109 @@
+"""Shards of raw rows: Parquet files with one column, `row`, the JSON text of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from stages.artifacts import ArtifactWriter
+from stages.errors import TransientError
+
+SHARD_BYTES = 8 << 20  # raw text of a shard; the row that passes it is the shard's last
+SHARD_SCHEMA = pa.schema([("row", pa.large_binary())])
+COMPRESSION_LEVEL = 1  # zstd
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Notices when somebody writes to files that are being read."""
+
+    stamps: dict[Path, tuple[int, ...]]
+
+    @classmethod
+    def over(cls, paths: Iterable[Path]) -> Watch:
+        """Begin to watch."""
+        return cls({path: _stamp(path) for path in paths})
+
+    def check(self) -> None:
+        """Do nothing if all files are as they were.
+
+        Raises:
+            TransientError: one is not.
+        """
+        for path, stamp in self.stamps.items():
+            if _stamp(path) != stamp:
+                raise TransientError(f"{path} changed while it was read. Start again when it is complete.")
+
+
+@dataclass
+class Shards:
+    """Writes the shards of one data set.
+
+    Attributes:
+        dataset: its position in `datasets`.
+        number: of the next shard.
+        watch: over the files that the rows come from. A shard that is kept for a later try must be of the content that
+            the key names, so it is finished only after the check.
+    """
+
+    dataset: int
+    number: int
+    writer: ArtifactWriter
+    watch: Watch
+
+    @property
+    def name(self) -> str:
+        """Return the name of the next shard."""
+        return f"{self.dataset:02d}/{self.number:05d}.parquet"
+
+    def finished(self) -> dict[str, Any] | None:
+        """Return the facts of the next shard and go on, if an earlier try finished it; else None."""
+        facts = self.writer.finished(self.name)
+        if facts is not None:
+            self.number += 1
+        return facts
+
+    def write(self, texts: list[bytes], first_row: int) -> dict[str, Any]:
+        """Write the next shard and return its facts."""
+        facts = {"file": self.name, "first_row": first_row, "rows": len(texts), "bytes": sum(map(len, texts))}
+        with self.writer.create(self.name) as draft:
+            write_rows(draft.path, texts)
+            self.watch.check()
+            draft.notes.update(facts)
+        self.number += 1
+        return facts
+
+
+def take(rows: Iterator[bytes]) -> list[bytes]:
+    """Return the rows of one shard."""
+    texts, size = [], 0
+    for row in rows:
+        texts.append(row)
+        size += len(row)
+        if size >= SHARD_BYTES:
+            break
+    return texts
+
+
+def write_rows(path: Path, texts: list[bytes]) -> None:
+    """Write rows as one row group."""
+    table = pa.Table.from_arrays([pa.array(texts, SHARD_SCHEMA.field("row").type)], schema=SHARD_SCHEMA)
+    pa.parquet.write_table(
+        table,
+        path,
+        compression="zstd",
+        compression_level=COMPRESSION_LEVEL,
+        use_dictionary=False,  # every row is different, and its statistics would be whole rows
+        write_statistics=False,
+        row_group_size=len(texts),
+    )
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
