@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from configs.errors import SftError
 from configs.load import load_run
@@ -54,18 +53,16 @@ def _prepare(console: Console) -> str:
 
 
 def _show(console: Console, outcome: Outcome, seconds: float) -> None:
-    console.print()
-    table = Table("held-out question", "expected", "before", "after", box=None, header_style="bold", pad_edge=False)
     for sample in outcome.samples:
-        answers = [escape(_printable(text)) for text in (sample.expected, sample.before, sample.after)]
-        table.add_row(escape(sample.question), *answers)
-    console.print(table, soft_wrap=False)
-    console.print()
-    console.print(f"loss                   {outcome.first_loss:.2f} -> {outcome.last_loss:.3f}")
+        verdict = "right" if sample.after == sample.expected else f"expected: {sample.expected}"
+        console.print(f"\n[bold]{escape(sample.question)}[/bold]")
+        console.print(f"  before   {escape(_printable(sample.before))}")
+        console.print(f"  after    {escape(_printable(sample.after))}   [dim]({verdict})[/dim]")
     share = 100 / outcome.questions
+    console.print(f"\nloss                   {outcome.first_loss:.2f} -> {outcome.last_loss:.3f}")
     console.print(
-        f"held-out exact match   {outcome.before * share:.1f} % -> {outcome.after * share:.1f} % "
-        f"(of {outcome.questions} questions whose answers are nowhere in the training data)"
+        f"held-out exact match   {outcome.before * share:.1f} % -> {outcome.after * share:.1f} %"
+        f"   [dim]({outcome.questions} questions; no answer to them is in the training data)[/dim]"
     )
     console.print(f"time                   {seconds:.0f} seconds")
 
@@ -77,8 +74,7 @@ def _printable(text: str) -> str:
 
 def _show_what_next(console: Console, outcome: Outcome, config: Path) -> None:
     sft = "sft" if shutil.which("sft") else _from_here(Path(sys.executable).with_name("sft"))
-    console.print()
-    console.print(f"the model              {outcome.model}")
+    console.print(f"\nthe model              {outcome.model}")
     console.print(f"the report             {outcome.report}")
     console.print("what to try next")
     for command, effect in (
