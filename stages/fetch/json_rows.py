@@ -42,11 +42,13 @@ def json_rows(stream: BinaryIO) -> Iterator[bytes]:
     Raises:
         ValueError: the list is not complete, or there is none, or there are several; or the text is UTF-16.
     """
-    first = stream.readline(LONGEST_FIRST_LINE).removeprefix(BYTE_ORDER_MARK)
+    first = stream.readline(CHUNK).removeprefix(BYTE_ORDER_MARK)
     if first.startswith(UTF16_MARKS):
         raise ValueError("it is UTF-16; save it as UTF-8")
     while first and first.isspace():
-        first = stream.readline(LONGEST_FIRST_LINE)
+        first = stream.readline(CHUNK)
+    if first.lstrip().startswith(b"{") and not first.endswith(b"\n"):
+        first += stream.readline(LONGEST_FIRST_LINE)
     if not _is_document(first):
         rest = line_rows(stream)
         second = next(rest, None)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
 from stages.errors import DataError
@@ -21,7 +22,8 @@ from stages.fetch.json_rows import json_rows, line_rows
 
 BATCH = 1024  # rows that exist as Python objects at one time
 ARROW_FILE = b"ARROW1"  # how an IPC file begins; an IPC stream (as `datasets` saves it) does not
-CSV_BLOCK = 16 << 20  # bytes; also the longest row of a CSV file
+LONGEST_CSV_VALUE = 1 << 30  # characters
+PARQUET_BUFFER = 1 << 20  # bytes; without it a column of a row group is read at once
 
 
 def count_rows(files: Iterable[DataFile]) -> int:
@@ -51,7 +53,7 @@ def _count(file: DataFile) -> int:
     if file.format == "parquet":
         with _named(file), pa.parquet.ParquetFile(file.path) as parquet:
             return int(parquet.metadata.num_rows)
-    if file.format in ("arrow", "csv"):
+    if file.format == "arrow":
         with _named(file):
             return sum(batch.num_rows for batch in _batches(file))
     return sum(1 for _ in _read(file, 0))
@@ -59,13 +61,19 @@ def _count(file: DataFile) -> int:
 
 def _read(file: DataFile, skip: int) -> Generator[bytes]:
     with _named(file):
-        if file.format not in ("json", "text"):
+        if file.format in ("arrow", "parquet"):
             yield from _rows_of_batches(_batches(file), skip)
             return
         with file.open() as stream:
-            rows = json_rows(stream) if file.format == "json" and not file.lines else line_rows(stream)
-            rest = islice(rows, skip, None)
-            yield from map(_text_row, rest) if file.format == "text" else rest
+            yield from islice(_texts(file, stream), skip, None)
+
+
+def _texts(file: DataFile, stream: BinaryIO) -> Iterator[bytes]:
+    if file.format == "csv":
+        return _csv_rows(stream, file.delimiter)
+    if file.format == "text":
+        return map(_text_row, line_rows(stream))
+    return line_rows(stream) if file.lines else json_rows(stream)
 
 
 @contextmanager
@@ -73,7 +81,7 @@ def _named(file: DataFile) -> Iterator[None]:
     """Say which file cannot be read, and what to do."""
     try:
         yield
-    except (ValueError, OSError, EOFError, KeyError, pa.ArrowException) as error:
+    except (ValueError, OSError, EOFError, KeyError, pa.ArrowException, csv.Error) as error:
         raise DataError(
             f"{file.path}: cannot be read as {file.format}: {error}. Repair the file, or set ds_type of the data "
             "set if it is something else."
@@ -81,14 +89,11 @@ def _named(file: DataFile) -> Iterator[None]:
 
 
 def _batches(file: DataFile) -> Iterator[pa.RecordBatch]:
-    match file.format:
-        case "parquet":
-            with pa.parquet.ParquetFile(file.path) as parquet:
-                yield from parquet.iter_batches(BATCH)
-        case "arrow":
-            yield from _arrow_batches(file)
-        case _:
-            yield from _csv_batches(file)
+    if file.format == "arrow":
+        yield from _arrow_batches(file)
+    else:
+        with pa.parquet.ParquetFile(file.path, buffer_size=PARQUET_BUFFER) as parquet:
+            yield from parquet.iter_batches(BATCH)
 
 
 def _arrow_batches(file: DataFile) -> Iterator[pa.RecordBatch]:
@@ -101,20 +106,22 @@ def _arrow_batches(file: DataFile) -> Iterator[pa.RecordBatch]:
             yield from pa.ipc.open_stream(source)
 
 
-def _csv_batches(file: DataFile) -> Iterator[pa.RecordBatch]:
+def _csv_rows(stream: BinaryIO, delimiter: str) -> Iterator[bytes]:
     """Yield the rows of a CSV file, every value as the text that stands there."""
-    options = {
-        "read_options": pa.csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
-        "parse_options": pa.csv.ParseOptions(delimiter=file.delimiter, newlines_in_values=True),
-    }
-    with file.open() as stream, pa.csv.open_csv(stream, **options) as reader:
-        names = reader.schema.names
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"its first line names the column {twice[0]!r} more than once")
-    texts = pa.csv.ConvertOptions(column_types={name: pa.string() for name in names}, strings_can_be_null=False)
-    with file.open() as stream, pa.csv.open_csv(stream, convert_options=texts, **options) as reader:
-        yield from reader
+    csv.field_size_limit(LONGEST_CSV_VALUE)  # the module's own limit, 128 KiB, is shorter than a long conversation
+    with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        header = next(reader, [])
+        twice = [name for name, count in Counter(header).items() if count > 1]
+        if twice:
+            raise ValueError(f"its first line names the column {twice[0]!r} more than once")
+        for values in reader:
+            if values and len(values) != len(header):
+                raise ValueError(
+                    f"line {reader.line_num}: {len(values)} values, expected {len(header)} as in the first line"
+                )
+            if values:
+                yield orjson.dumps(dict(zip(header, values, strict=True)))
 
 
 def _text_row(line: bytes) -> bytes:
