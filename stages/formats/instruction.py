@@ -7,7 +7,7 @@ from typing import Any
 
 from configs.schema import PromptConfig
 from stages.errors import ConfigError, Problem
-from stages.formats.pieces import EndRule, Piece
+from stages.formats.pieces import NO_ENDS, EndRule, Piece
 from stages.formats.rows import text_field, text_of
 
 WITH_INPUT = (
@@ -67,7 +67,7 @@ class InstructionFormat:
     columns: tuple[str, str, str, str | None]
     system: tuple[str, str]
     train_on_inputs: bool
-    ends: EndRule = EndRule()
+    ends: EndRule = NO_ENDS
     chunk: int | None = None
 
     def pieces(self, row: dict[str, Any]) -> list[Piece]:

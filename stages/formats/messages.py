@@ -35,7 +35,7 @@ class Message:
         seen: what the template sees of it.
         trained: whether the turn is trained.
         content_parts: if not None, only these characters of the content are trained.
-        thinking_parts: if not None, only these characters of the reasoning are trained, and of the content only its parts.
+        thinking_parts: if not None, only these characters of the reasoning are trained; of the content only its parts.
     """
 
     seen: dict[str, Any]
@@ -69,7 +69,7 @@ class MessageReader:
         if name not in row:
             columns = ", ".join(sorted(map(str, row))) or "none"
             raise Rejected("missing_field", f"no column {name!r}, or it is null; the row has: {columns}")
-        items = without_nulls(parsed(row[name], name))
+        items = row[name] if isinstance(row[name], list) else without_nulls(parsed(row[name], name))
         if not isinstance(items, list):
             raise Rejected(
                 "wrong_type", f"{name} must be a list of messages, found {type_name(items)}: {shorten(items)}"
@@ -132,8 +132,8 @@ class MessageReader:
     def _seen(self, item: dict[str, Any], place: str) -> dict[str, Any]:
         """Return the mapped properties, and every other key under its own name."""
         seen = {prop: item[key] for prop, key in self._properties.items() if key in item}
-        taken = {*seen, *self._properties.values()}
-        taken |= {self._dataset.message_field_training, self._dataset.message_field_training_detail}
+        flags = (self._dataset.message_field_training, self._dataset.message_field_training_detail)
+        taken = {*seen, *self._properties.values(), *flags}
         seen |= {key: value for key, value in item.items() if key not in taken}
         if "role" not in seen:
             raise Rejected("missing_field", f"{place} has no {self._properties['role']!r}")

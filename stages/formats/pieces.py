@@ -81,6 +81,9 @@ class EndRule:
     eot: Train = "none"
 
 
+NO_ENDS = EndRule()
+
+
 class RowFormat(Protocol):
     """How the rows of one data set become pieces.
 

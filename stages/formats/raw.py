@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from stages.formats.pieces import EndRule, Piece, Rejected
+from stages.formats.pieces import NO_ENDS, EndRule, Piece, Rejected
 from stages.formats.rows import shorten, text_field, text_of, type_name
 
 
@@ -14,7 +14,7 @@ class SegmentsFormat:
     """Rows of `segments`: a list of {label, text}; those with a true label are trained."""
 
     train_on_inputs: bool
-    ends: EndRule = EndRule()
+    ends: EndRule = NO_ENDS
     chunk: int | None = None
 
     def pieces(self, row: dict[str, Any]) -> list[Piece]:
@@ -42,7 +42,7 @@ class CompletionFormat:
 
     column: str
     chunk: int | None
-    ends: EndRule = EndRule()
+    ends: EndRule = NO_ENDS
 
     def pieces(self, row: dict[str, Any]) -> list[Piece]:
         """Return the text as one piece. Raises as `RowFormat.pieces`."""

@@ -1,4 +1,4 @@
-"""Where in the rendered text each message's own words are.
+r"""Where in the rendered text each message's own words are.
 
 A conversation is rendered in plain, and once more with a pair of marks around the content of the turns that matter:
 characters of the private-use area, which do not occur in the text. If taking the marks out gives exactly the plain
@@ -15,6 +15,7 @@ single mark has something else. Either way the place is proven, or the row is re
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ class Conversation:
 def _check_order(spans: dict[int, Span]) -> None:
     """Reject turns that overlap each other: then a replaced turn has changed more than its own words."""
     ordered = sorted(spans.items(), key=lambda item: item[1].start)
-    for (first, one), (second, two) in zip(ordered, ordered[1:], strict=False):
+    for (first, one), (second, two) in pairwise(ordered):
         if two.start < one.end:
             raise Rejected("mask_not_proven", f"messages {first} and {second}: their places in the text overlap")
 

@@ -19,8 +19,8 @@ import orjson
 from tokenizers import Encoding, Tokenizer
 
 from stages.formats.pieces import EndRule, Part, Piece, Rejected, RowFormat, Span, Turn
+from stages.tokenize.places import ByteLengths, Ids, Places, is_byte_level, places_from_offsets
 
-Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 END_WITHIN = 3
 """An end token belongs to a turn if at most this many tokens stand between them."""
@@ -48,9 +48,9 @@ class Encoder:
     def __init__(self, folder: Path, bos: int | None, eos: int, eot: Sequence[int]) -> None:
         settings = orjson.loads((folder / "tokenizer.json").read_bytes())
         self._tokenizer = Tokenizer.from_str(orjson.dumps(_with_whole_offsets(settings)).decode())
-        self._exact = settings["normalizer"] is None and (settings["decoder"] or {}).get("type") == "ByteLevel"
+        self._bytes = ByteLengths(self._tokenizer) if is_byte_level(settings) else None
         self._bos, self._eos = bos, eos
-        self._eot = np.array(eot, np.int32)
+        self._eot, self._eos_only = frozenset(eot), frozenset([eos])
 
     def encode(self, rows: Sequence[list[Piece]], form: RowFormat) -> list[list[Tokenized] | Rejected]:
         """Return for each row, given as its pieces, its tokenized rows (several if it is cut), or why there is none."""
@@ -87,13 +87,18 @@ class Encoder:
         trained = np.full(len(ids), piece.trained)
         claims = []
         if piece.turns or piece.trained:
-            offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)  # (tokens, 2) characters [start, end)
-            starts, stops = offsets[:, 0], offsets[:, 1]
             spans = [turn.span for turn in piece.turns if turn.trained and turn.parts is None]
             spans += [Span(0, len(piece.text))] if piece.trained else []
-            claims = [_claim(piece.text, listed, starts, stops, span) for span in spans]
-            self._train_turns(piece.turns, ids, trained, starts, stops, ends)
+            places = self._places(piece, ids, encoding)
+            claims = [_claim(piece.text, listed, places, encoding, span) for span in spans]
+            self._train_turns(piece.turns, listed, trained, places, ends)
         return self._with_ends(piece, Tokenized(ids, trained)), claims
+
+    def _places(self, piece: Piece, ids: Ids, encoding: Encoding) -> Places:
+        in_bytes = None
+        if self._bytes is not None and all(turn.parts is None for turn in piece.turns):
+            in_bytes = self._bytes.places(piece.text, ids)
+        return in_bytes or places_from_offsets(encoding)
 
     def _with_ends(self, piece: Piece, tokens: Tokenized) -> Tokenized:
         ids, trained = tokens.ids, tokens.trained
@@ -104,23 +109,25 @@ class Encoder:
         return Tokenized(ids, trained)
 
     def _train_turns(
-        self, turns: tuple[Turn, ...], ids: Ids, trained: Mask, starts: Ids, stops: Ids, ends: EndRule
+        self, turns: tuple[Turn, ...], ids: list[int], trained: Mask, places: Places, ends: EndRule
     ) -> None:
         """Mark in `trained` the tokens of trained turns and the end tokens behind turns."""
+        rules = (("eot", ends.eot, self._eot), ("eos", ends.eos, self._eos_only))
         last: dict[str, int] = {}
         for turn in turns:
-            first, behind = _tokens_of(starts, stops, turn.span)
+            first, behind = places.tokens_of(turn.span)
             if turn.trained and turn.parts is None:
                 trained[first:behind] = True
             for part in turn.parts or ():
-                _train_part(part, trained, starts, stops)
-            for kind, mode, wanted in (("eot", ends.eot, self._eot), ("eos", ends.eos, self._eos)):
-                near = np.flatnonzero(np.isin(ids[behind : behind + END_WITHIN + 1], wanted))
-                if len(near):
-                    last[kind] = behind + int(near[0])
+                _train_part(part, trained, places)
+            for kind, mode, wanted in rules:
+                near = (at for at, token in enumerate(ids[behind : behind + END_WITHIN + 1], behind) if token in wanted)
+                end = next(near, None)
+                if end is not None:
+                    last[kind] = end
                     if mode == "all" or (mode == "turn" and turn.trained):
-                        trained[last[kind]] = True
-        for kind, mode in (("eot", ends.eot), ("eos", ends.eos)):
+                        trained[end] = True
+        for kind, mode, _ in rules:
             if mode == "last" and kind in last:
                 trained[last[kind]] = True
 
@@ -137,7 +144,7 @@ class Encoder:
         """
         if said == text:
             return True
-        if self._exact:
+        if self._bytes is not None:
             inner = said.strip("\ufffd")
             return 0 <= len(text) - len(inner) <= 2 and inner in text
         if self._tokenizer.normalizer is not None:
@@ -155,23 +162,17 @@ def _with_whole_offsets(settings: Any) -> Any:
     return settings
 
 
-def _tokens_of(starts: Ids, stops: Ids, span: Span) -> tuple[int, int]:
-    """Return the tokens [first, behind) that overlap a span of characters."""
-    first = int(np.searchsorted(stops, span.start, side="right"))
-    return first, max(first, int(np.searchsorted(starts, span.end, side="left")))
-
-
-def _train_part(part: Part, trained: Mask, starts: Ids, stops: Ids) -> None:
+def _train_part(part: Part, trained: Mask, places: Places) -> None:
     """Mark the tokens of a part of some words, by the rule of the original.
 
     A token counts as [its start, the start of the next token - 1]. The part first grows to whole tokens where it shares
     two characters or more with a token at its edge; then the tokens inside are trained. Several tokens that make one
     character all start at it, and only the last of them holds it.
     """
-    first, behind = _tokens_of(starts, stops, part.words)
+    first, behind = places.tokens_of(part.words)
     if first == behind:
         return
-    begins = np.maximum(starts[first:behind], part.words.start)
+    begins = np.maximum(places.starts[first:behind], part.words.start)
     lasts = np.append(begins[1:], part.words.end) - 1  # last character of each token
     start, end = part.span.start, part.span.end - 1
     low = int(np.searchsorted(begins, start, side="left"))
@@ -184,13 +185,13 @@ def _train_part(part: Part, trained: Mask, starts: Ids, stops: Ids) -> None:
         trained[first:behind] |= (begins >= begins[low]) & (lasts <= lasts[high])
 
 
-def _claim(text: str, ids: list[int], starts: Ids, stops: Ids, span: Span) -> _Claim:
+def _claim(text: str, ids: list[int], places: Places, encoding: Encoding, span: Span) -> _Claim:
     """Return the ids of a span, and the text that they must say: that of the span, up to the edges of its tokens."""
-    first, behind = _tokens_of(starts, stops, span)
+    first, behind = places.tokens_of(span)
     if first == behind:
         return _Claim([], text[span.start : span.end])
-    start, stop = min(int(starts[first]), span.start), max(int(stops[behind - 1]), span.end)
-    return _Claim(ids[first:behind], text[start:stop])
+    start, stop = encoding.token_to_chars(first) or (0, 0), encoding.token_to_chars(behind - 1) or (0, 0)
+    return _Claim(ids[first:behind], text[min(start[0], span.start) : max(stop[1], span.end)])
 
 
 def _joined(parts: list[Tokenized], chunk: int | None) -> list[Tokenized] | Rejected:

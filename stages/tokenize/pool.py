@@ -7,7 +7,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +21,9 @@ from stages.tokenize.shard import Job, Outcome, Report, Setup, ShardTokenizer
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 
 
-def tokenize_shards(setup: Setup, jobs: Sequence[Job], processes: int, report: Report) -> Iterator[tuple[Job, Outcome]]:
+def tokenize_shards(
+    setup: Setup, jobs: Sequence[Job], processes: int, report: Report
+) -> Generator[tuple[Job, Outcome], None, None]:
     """Yield each job with its outcome, in the order in which they finish.
 
     One shard, or one process, is done in this process.
@@ -31,20 +33,25 @@ def tokenize_shards(setup: Setup, jobs: Sequence[Job], processes: int, report: R
     """
     processes = min(processes, len(jobs))
     if processes <= 1:
-        tokenizer = ShardTokenizer(setup) if jobs else None
-        for job in jobs if tokenizer else ():
-            yield job, tokenizer.tokenize(job, report)
+        yield from _here(setup, jobs, report)
         return
     with ExitStack() as stack:
         workers = [stack.enter_context(_Worker(setup)) for _ in range(processes)]
         threads = stack.enter_context(ThreadPoolExecutor(processes))
-        stack.push(lambda *error: [worker.kill() for worker in workers] if error[0] else None)
+        for worker in workers:
+            stack.callback(worker.kill)  # a thread may still wait for it, if this ends early
         yield from _share_out(jobs, workers, threads, report)
+
+
+def _here(setup: Setup, jobs: Sequence[Job], report: Report) -> Generator[tuple[Job, Outcome], None, None]:
+    tokenizer = ShardTokenizer(setup)
+    for job in jobs:
+        yield job, tokenizer.tokenize(job, report)
 
 
 def _share_out(
     jobs: Sequence[Job], workers: list[_Worker], threads: ThreadPoolExecutor, report: Report
-) -> Iterator[tuple[Job, Outcome]]:
+) -> Generator[tuple[Job, Outcome], None, None]:
     """Give each job to the worker that is idle next."""
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     for worker in workers:

@@ -48,7 +48,7 @@ class Setup(BaseModel):
 
 
 class Job(BaseModel):
-    """A shard to tokenize: raw rows in `source`, numbered from `first_row` in data set `dataset`; `target` is written."""
+    """A shard to tokenize: the raw rows in `source`, the first of which is row `first_row` of its data set."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,8 +1,8 @@
 """A worker process: `python -m stages.tokenize.worker`.
 
 It reads one line of JSON with the `Setup`, then a line for each `Job`, and answers each job with lines of JSON:
-`{"rows", "tokens"}` while it goes, `{"outcome"}` at the end. When its standard input closes, its parent is gone or done,
-and the process ends at once, even in the middle of a shard.
+`{"rows", "tokens"}` while it goes, `{"outcome"}` at the end. When its standard input closes, its parent is gone or
+done, and the process ends at once, even in the middle of a shard.
 """
 
 from __future__ import annotations
