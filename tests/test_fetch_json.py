@@ -7,10 +7,9 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.fetch import json_rows as module
 from stages.fetch.json_rows import json_rows, line_rows
 
 TEXT = st.text(st.sampled_from('ab"\\[]{},: \n\t\u2028é'), max_size=12)
@@ -23,31 +22,32 @@ ROWS = st.lists(st.dictionaries(TEXT, VALUES, max_size=4), max_size=6)
 PLAIN = st.dictionaries(TEXT, st.integers() | TEXT | st.dictionaries(TEXT, st.lists(TEXT), max_size=2), max_size=2)
 
 
-@pytest.fixture(params=[1, 3, 1 << 20], autouse=True)
-def _chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK", request.param)
+CHUNKS = st.sampled_from([1, 3, 1 << 20])
+few = settings(max_examples=50)
 
 
-def read(text: str, first_line: int | None = None) -> list[Any]:
-    stream = io.BufferedReader(io.BytesIO(text.encode()))  # type: ignore[arg-type]
-    return [json.loads(row) for row in json_rows(stream)]
+def read(text: str, chunk: int = 1 << 20) -> list[Any]:
+    return [json.loads(row) for row in json_rows(io.BytesIO(text.encode()), chunk)]
 
 
-@given(ROWS, st.sampled_from([None, 0, 2]), st.booleans())
-def test_lists(rows: list[Any], indent: int | None, ascii_only: bool) -> None:
-    assert read(json.dumps(rows, indent=indent, ensure_ascii=ascii_only)) == rows
+@few
+@given(ROWS, st.sampled_from([None, 0, 2]), st.booleans(), CHUNKS)
+def test_lists(rows: list[Any], indent: int | None, ascii_only: bool, chunk: int) -> None:
+    assert read(json.dumps(rows, indent=indent, ensure_ascii=ascii_only), chunk) == rows
 
 
-@given(ROWS, PLAIN, PLAIN, st.sampled_from([None, 2]))
-def test_objects_with_one_list(rows: list[Any], before: Any, after: Any, indent: int | None) -> None:
+@few
+@given(ROWS, PLAIN, PLAIN, st.sampled_from([None, 2]), CHUNKS)
+def test_objects_with_one_list(rows: list[Any], before: Any, after: Any, indent: int | None, chunk: int) -> None:
     document = {**before, "the rows": rows} | {f"after {key}": value for key, value in after.items()}
-    assert read(json.dumps(document, indent=indent)) == rows
+    assert read(json.dumps(document, indent=indent), chunk) == rows
 
 
-@given(ROWS.filter(lambda rows: len(rows) != 1))
-def test_lines(rows: list[Any]) -> None:
+@few
+@given(ROWS.filter(lambda rows: len(rows) != 1), CHUNKS)
+def test_lines(rows: list[Any], chunk: int) -> None:
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    assert read(text) == rows
+    assert read(text, chunk) == rows
     assert [json.loads(row) for row in line_rows(io.BytesIO(text.encode()))] == rows
 
 
@@ -57,9 +57,10 @@ def test_a_single_object_is_a_row_unless_it_holds_one_list() -> None:
     assert read('{"version": 1, "data": [{"a": 1}]}\n') == [{"a": 1}]
 
 
-@given(ROWS.filter(bool), st.data())
-def test_a_cut_off_list_is_never_taken_for_a_shorter_one(rows: list[Any], data: st.DataObject) -> None:
+@few
+@given(ROWS.filter(bool), CHUNKS, st.data())
+def test_a_cut_off_list_is_never_taken_for_a_shorter_one(rows: list[Any], chunk: int, data: st.DataObject) -> None:
     text = json.dumps(rows, ensure_ascii=True)
     cut = text[: data.draw(st.integers(1, len(text) - 1))]
     with pytest.raises(ValueError, match="ends in the middle"):
-        read(cut)
+        read(cut, chunk)

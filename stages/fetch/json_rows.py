@@ -12,7 +12,9 @@ CHUNK = 1 << 20  # bytes
 LONGEST_FIRST_LINE = 64 << 20  # bytes; a longer first line is taken for a whole document
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},"]', re.DOTALL)  # a lone " begins a string cut by a chunk
+STRUCTURE = re.compile(
+    rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},"]', re.DOTALL
+)  # a lone " begins a string that a chunk cuts
 DEPTH = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 
 Pieces = Iterator[tuple[bytes, bytes]]
@@ -33,20 +35,24 @@ def line_rows(stream: BinaryIO) -> Iterator[bytes]:
             yield row
 
 
-def json_rows(stream: BinaryIO) -> Iterator[bytes]:
+def json_rows(stream: BinaryIO, chunk: int = CHUNK) -> Iterator[bytes]:
     r"""Yield the JSON text of each row of a file of which only is known that it is JSON.
 
     `{"a": 1}\n{"a": 2}` (one row a line), `[{"a": 1}, {"a": 2}]` and `{"version": 1, "data": [{"a": 1}, {"a": 2}]}`
     (an object with one list) give the same two rows. An element of a list that is not JSON is given as it is.
 
+    Args:
+        stream: the bytes of the file.
+        chunk: bytes that are read at a time.
+
     Raises:
         ValueError: the list is not complete, or there is none, or there are several; or the text is UTF-16.
     """
-    first = stream.readline(CHUNK).removeprefix(BYTE_ORDER_MARK)
+    first = stream.readline(chunk).removeprefix(BYTE_ORDER_MARK)
     if first.startswith(UTF16_MARKS):
         raise ValueError("it is UTF-16; save it as UTF-8")
     while first and first.isspace():
-        first = stream.readline(CHUNK)
+        first = stream.readline(chunk)
     if first.lstrip().startswith(b"{") and not first.endswith(b"\n"):
         first += stream.readline(LONGEST_FIRST_LINE)
     if not _is_document(first):
@@ -55,7 +61,7 @@ def json_rows(stream: BinaryIO) -> Iterator[bytes]:
         if second is not None or not _holds_one_list(first):
             yield from chain([first.rstrip(b"\r\n")] if first else [], [] if second is None else [second], rest)
             return
-    yield from _elements(_pieces(first, stream))
+    yield from _elements(_pieces(first, stream, chunk))
 
 
 def _is_document(first: bytes) -> bool:
@@ -73,7 +79,7 @@ def _holds_one_list(line: bytes) -> bool:
     return isinstance(value, dict) and sum(isinstance(item, list) for item in value.values()) == 1
 
 
-def _pieces(head: bytes, stream: BinaryIO) -> Pieces:
+def _pieces(head: bytes, stream: BinaryIO, chunk: int) -> Pieces:
     """Yield (bytes before, token) for each string, bracket and comma; at the end (rest, b"")."""
     buffer, start = head, 0
     while True:
@@ -82,11 +88,11 @@ def _pieces(head: bytes, stream: BinaryIO) -> Pieces:
                 break
             yield buffer[start : match.start()], match[0]
             start = match.end()
-        chunk = stream.read(CHUNK)
-        if not chunk:
+        more = stream.read(chunk)
+        if not more:
             yield buffer[start:], b""
             return
-        buffer, start = buffer[start:] + chunk, 0
+        buffer, start = buffer[start:] + more, 0
 
 
 def _elements(pieces: Pieces) -> Iterator[bytes]:
