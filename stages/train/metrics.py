@@ -26,6 +26,8 @@ class MetricsLog:
 
     def cut(self, step: int) -> None:
         """Remove the records past `step`, and a last line that was only half written."""
+        if not self._path.exists():
+            return
         kept = [record for record in read_metrics(self._path) if record["step"] <= step]
         draft = self._path.with_suffix(".tmp")
         draft.write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in kept))
@@ -41,14 +43,15 @@ class MetricsTail:
     """Reads a metrics file while it grows."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._offset = path, 0
+        self._path, self._offset, self._inode = path, 0, 0
 
     def read(self) -> list[dict[str, Any]]:
         """Return the records that were added since the last call; a half-written line waits."""
         try:
             with self._path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self._offset:  # cut at a resume
-                    self._offset = 0
+                inode = os.fstat(file.fileno()).st_ino
+                if inode != self._inode:  # cut at a resume: another file with the same name
+                    self._offset, self._inode = 0, inode
                 file.seek(self._offset)
                 content = file.read()
         except FileNotFoundError:

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from configs.schema import RunConfig
 from stages.errors import ConfigError, Problem, StageError
@@ -138,7 +138,8 @@ def save_final(model: PreTrainedModel, job: Job, folder: Path) -> None:
         (folder / "README.md").unlink(missing_ok=True)  # a model card of placeholders
         _settle_adapter_config(folder / "adapter_config.json", job)
     else:
-        model.config.use_cache = True  # it was off for the training alone
+        config = AutoConfig.from_pretrained(job.model, trust_remote_code=job.run.trust_remote_code)
+        model.config.use_cache = getattr(config, "use_cache", True)  # it was off for the training alone
         model.to(DTYPES[job.precision]).save_pretrained(folder)
     for path in sorted((job.tokens / "tokenizer").iterdir()):
         shutil.copyfile(path, folder / path.name)

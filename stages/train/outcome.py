@@ -4,6 +4,7 @@ exit code of a process    meaning                                    error
 0                         done, and `done.json` says so              none
 3                         the configuration is wrong                 ConfigError, never retried
 4                         an error with a sentence for the user      StageError
+75                        lost its connection to another process     TransientError
 143                       stopped by SIGTERM, checkpoint written     TransientError
 -9, 137                   killed, most often for want of memory      TransientError
 anything else             a bug or a broken machine                  StageError with the end of the log
@@ -21,6 +22,7 @@ from stages.train.job import WorkFolder
 
 WRONG_CONFIGURATION = 3
 FAILED = 4
+LOST = 75
 STOPPED = 143
 KILLED = (-9, 137)
 TAIL_LINES = 50
@@ -33,6 +35,8 @@ def write_failure(path: Path, error: SftError) -> int:
     """Write the error that ends a training process, and return its exit code."""
     problems = [asdict(problem) for problem in error.problems] if isinstance(error, ConfigError) else []
     path.write_bytes(orjson.dumps({"text": str(error), "problems": problems}))
+    if isinstance(error, TransientError):
+        return LOST
     return WRONG_CONFIGURATION if problems else FAILED
 
 
@@ -52,6 +56,9 @@ def error_of(work: WorkFolder, agent_code: int) -> SftError:
             "and raise gradient_accumulation_steps by the same factor, or set gradient_checkpointing: true. "
             "Training continues from its last checkpoint."
         )
+    for rank, code in codes:
+        if code == LOST and work.failure(rank).exists():
+            return TransientError(orjson.loads(work.failure(rank).read_bytes())["text"])
     rank, code = codes[0] if codes else (0, agent_code)
     log = work.rank_log(rank) if work.rank_log(rank).exists() else work.log
     return StageError(f"training process {rank} ended with exit code {code}. The end of {log}:\n{_tail(log)}")

@@ -74,6 +74,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
             batch_sampler=sampler,
             collate_fn=_as_it_is,
             num_workers=workers,
+            multiprocessing_context="fork" if workers else None,  # they share the mapped rows
             worker_init_fn=lambda worker: die_with_parent(this_process),
             pin_memory=self.args.device.type == "cuda",
             generator=torch.Generator(),

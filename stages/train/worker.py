@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from stages.artifacts import Artifact, digest_of
 from stages.artifacts.store import read_artifact
-from stages.errors import StageError
+from stages.errors import StageError, TransientError
 from stages.tokens import Packs, TokenRows
 from stages.train.arguments import training_arguments
 from stages.train.attention import check_isolation
@@ -36,7 +36,26 @@ logger = logging.getLogger(__name__)
 
 
 def train(job: Job, stop: StopFlag) -> int:
-    """Train, or continue, and return the exit code: 0 done, 143 stopped with a checkpoint."""
+    """Train, or continue, and return the exit code: 0 done, 143 stopped with a checkpoint.
+
+    Raises:
+        SftError: in place of the known failures of torch, too.
+    """
+    try:
+        return _train(job, stop)
+    except torch.OutOfMemoryError as error:
+        raise StageError(
+            f"the GPU's memory is not enough: {error}. Lower micro_batch_size and raise gradient_accumulation_steps by "
+            "the same factor, set gradient_checkpointing: true, or lower sequence_len."
+        ) from error
+    except RuntimeError as error:
+        if not (isinstance(error, distributed.DistError) or "gloo/transport" in str(error)):
+            raise
+        raise TransientError(f"a training process lost its connection to another one: {error}") from error
+
+
+def _train(job: Job, stop: StopFlag) -> int:
+    """Train from the first line of the job to the end marker."""
     _prepare_process(job)
     work, run = WorkFolder(job.work), job.run
     tokens, packs = open_artifact(job.tokens), open_artifact(job.packs)
