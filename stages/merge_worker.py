@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from stages.base_model import TOKENIZER_FILES
 from stages.errors import StageError
+from stages.merge_check import LOGIT_BOUNDS, WEIGHT_BOUNDS, compare, fingerprint, shapes_of
 
 ADAPTER = "adapter_model.safetensors"
-BOUNDS = {"float32": 1e-4, "bfloat16": 5e-2}
-"""Greatest difference of the logits, as RMS over RMS: rounding of the weights and of each product, and nothing more."""
-PROBE_SHAPE = (4, 16)  # rows, tokens: enough to touch every layer at many positions, and cheap on a CPU
 SHARD_SIZE = "5GB"
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -81,18 +77,21 @@ def merge(job: Job) -> dict[str, Any]:
     fit_vocabulary(base, job.adapter, len(tokenizer))
     shapes = shapes_of(base)
     adapted = load_adapter(base, job.adapter)
-    probe = probe_rows(min(len(tokenizer), base.get_input_embeddings().weight.shape[0]))
-    expected = logits_of(adapted, probe)
-    print(f"merging {count_layers(adapted)} adapted layers")  # noqa: T201
-    save(adapted.merge_and_unload(safe_merge=True), tokenizer, job)
+    expected = fingerprint(adapted, shapes, min(len(tokenizer), base.get_input_embeddings().weight.shape[0]))
+    print(f"merging {len(expected.products)} adapted layers")  # noqa: T201
+    save(adapted.merge_and_unload(), tokenizer, job)  # not its "safe" way, which rounds twice in bfloat16
     del base, adapted
     gc.collect()  # so that one model at a time is in memory
-    difference = check(load_model(job.output, job), shapes, probe, expected, job.dtype)
-    print(f"merged logits differ from base + adapter by {difference:.2e}; allowed {BOUNDS[job.dtype]:.0e}")  # noqa: T201
+    merged = load_model(job.output, job)
+    difference = compare(merged, expected, job.dtype)
+    print(  # noqa: T201
+        f"checked: logits differ from base + adapter by {difference.logits:.2g} (allowed "
+        f"{LOGIT_BOUNDS[job.dtype]:.2g}), rounding of weights is {difference.rounding:.2%} of what the adapter changed"
+    )
     return {
-        "parameters": sum(torch.Size(shape).numel() for shape in shapes.values()),
-        "logit_difference": difference,
-        "logit_bound": BOUNDS[job.dtype],
+        "parameters": merged.num_parameters(),
+        "differences": asdict(difference),
+        "bounds": {"weights": WEIGHT_BOUNDS[job.dtype], "logits": LOGIT_BOUNDS[job.dtype]},
     }
 
 
@@ -155,28 +154,6 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     return adapted.eval()
 
 
-def count_layers(adapted: PeftModel) -> int:
-    """Return how many layers have an adapter."""
-    return sum(hasattr(module, "lora_A") for module in adapted.modules())
-
-
-def probe_rows(vocabulary: int) -> torch.Tensor:
-    """Return (rows, tokens) int64 token ids, the same on every machine."""
-    return torch.randint(vocabulary, PROBE_SHAPE, generator=torch.Generator().manual_seed(0))
-
-
-@torch.inference_mode()
-def logits_of(model: PreTrainedModel | PeftModel, rows: torch.Tensor) -> torch.Tensor:
-    """Return (rows, tokens, vocabulary) float32."""
-    logits: torch.Tensor = model(input_ids=rows, use_cache=False).logits
-    return logits.float()
-
-
-def shapes_of(model: PreTrainedModel) -> Shapes:
-    """Return the shape of every tensor of the model's state by name."""
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
     """Write the complete folder: weights and configs from the model, the tokenizer's files as they were trained."""
     align_special_tokens(model, tokenizer)
@@ -212,26 +189,6 @@ def open_to_readers(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o666 & ~mask)
-
-
-def check(merged: PreTrainedModel, shapes: Shapes, rows: torch.Tensor, expected: torch.Tensor, dtype: str) -> float:
-    """Return how far the saved model's logits are from base + adapter, as RMS over RMS.
-
-    Raises:
-        StageError: other tensors than the base's, or a difference beyond what rounding explains.
-    """
-    found = shapes_of(merged)
-    if found != shapes:
-        odd = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
-        raise StageError(f"the merged model has other tensors than the base: {', '.join(odd[:3])}. Nothing was kept.")
-    actual = logits_of(merged, rows)
-    difference = float((actual - expected).square().mean().sqrt() / expected.square().mean().sqrt())
-    if not difference <= BOUNDS[dtype]:  # also when it is not a number
-        raise StageError(
-            f"the merged model does not compute what base + adapter compute: logits differ by {difference:.3g} "
-            f"(RMS over RMS), rounding to {dtype} explains at most {BOUNDS[dtype]:g}. Nothing was kept."
-        )
-    return difference
 
 
 if __name__ == "__main__":
