@@ -59,6 +59,7 @@ def test_no_held_out_pair_sentence_or_list_stands_in_the_training_data_in_any_or
         return old, new
 
     for pattern in (
+        r"(\w+) gives (\w+) ",
         r"gives \w+ the (\w+) (\w+)\.",
         r"opposite: The (\w+) (\w+) is (\w+)\.",
         r"backwards: the (\w+), the (\w+), the (\w+)\.",
@@ -66,7 +67,6 @@ def test_no_held_out_pair_sentence_or_list_stands_in_the_training_data_in_any_or
         old, new = found(pattern)
         assert len(new) > 10
         assert not old & new
-    assert not set(re.findall(r"\w+ gives \w+", text_of(train))) & set(re.findall(r"\w+ gives \w+", text_of(held_out)))
 
 
 def test_every_word_of_the_held_out_questions_is_known_from_training() -> None:

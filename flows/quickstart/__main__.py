@@ -78,8 +78,8 @@ def _show_what_next(console: Console, outcome: Outcome, config: Path) -> None:
     console.print(f"the report             {outcome.report}")
     console.print("what to try next")
     for command, effect in (
-        (f"plan {config} learning_rate=0.001", "what would run again, and why"),
-        (f"run {config} learning_rate=0.001", "does it: only train, merge and publish"),
+        (f"plan {config} learning_rate=0.002", "what would run again, and why"),
+        (f"run {config} learning_rate=0.002", "does it: only train, merge and publish"),
         (f"inspect {config}", "which tokens of the chats are trained"),
     ):
         console.print(f"  {sft} {command}   [dim]{effect}[/dim]")

@@ -75,9 +75,9 @@ class Material:
     """What the chats of one part are made of; the two parts have none of it in common.
 
     Attributes:
-        people: (giver, receiver).
+        people: two people, either of whom gives.
         objects: (colour, thing).
-        sentences: a sentence and its opposite, together: either may be asked for.
+        sentences: a sentence and its opposite, either of which is asked for, with its adjectives in either order.
         lists: three things, asked for in any order.
     """
 
@@ -87,7 +87,7 @@ class Material:
     lists: Sequence[tuple[str, ...]]
 
 
-def generate(seed: int = 0, rows: int = 5000, held_out_rows: int = 100) -> tuple[list[Row], list[Row]]:
+def generate(seed: int = 0, rows: int = 4500, held_out_rows: int = 100) -> tuple[list[Row], list[Row]]:
     """Return (training rows, held-out rows); the same arguments always give the same rows."""
     rng = random.Random(seed)
     train, held_out = _dealt(rng)
@@ -117,7 +117,7 @@ def questions(rows: Iterable[Row]) -> list[tuple[list[Message], str]]:
 
 def _dealt(rng: random.Random) -> tuple[Material, Material]:
     """Return the material of (training part, held-out part)."""
-    people, other_people = _split(list(itertools.permutations(NAMES, 2)), rng)
+    people, other_people = _split(list(itertools.combinations(NAMES, 2)), rng)
     objects, other_objects = _split(list(itertools.product(COLOURS, THINGS)), rng)
     sentences, other_sentences = _split(_sentences(), rng)
     lists, other_lists = _split(list(itertools.combinations(THINGS, 3)), rng)
@@ -135,7 +135,7 @@ def _split(items: list[Item], rng: random.Random) -> tuple[list[Item], list[Item
 
 def _sentences() -> list[tuple[Sentence, Sentence]]:
     """Return each sentence once, with its opposite; both adjectives speak of different properties."""
-    pairs = itertools.permutations(OPPOSITES, 2)
+    pairs = itertools.combinations(OPPOSITES, 2)
     return [
         ((first, thing, second), (OPPOSITE_OF[first], thing, OPPOSITE_OF[second]))
         for (first, _), seconds in pairs
@@ -153,20 +153,22 @@ def _row(material: Material, rng: random.Random) -> Row:
 
 
 def _gift(material: Material, rng: random.Random) -> list[Exchange]:
-    """Return a sentence with a question about it, and a second question that leans on the first."""
-    giver, receiver = rng.choice(material.people)
+    """Return a sentence with a question about it, and two questions that lean on it."""
+    giver, receiver = rng.sample(rng.choice(material.people), 2)
     colour, thing = rng.choice(material.objects)
     asked = (
         (f"Who has the {thing} now?", f"{receiver} has the {colour} {thing}."),
         ("Who gave it away?", f"{giver} gave it to {receiver}."),
         ("What colour is it?", f"The {thing} is {colour}."),
     )
-    (question, answer), second = rng.sample(asked, 2)
-    return [(f"{giver} gives {receiver} the {colour} {thing}. {question}", answer), second]
+    (question, answer), *others = rng.sample(asked, 3)
+    return [(f"{giver} gives {receiver} the {colour} {thing}. {question}", answer), *others]
 
 
 def _opposite(material: Material, rng: random.Random) -> list[Exchange]:
     asked, answer = rng.sample(rng.choice(material.sentences), 2)
+    if rng.random() < 0.5:
+        asked, answer = asked[::-1], answer[::-1]
     return [(f"Say the opposite: {_sentence(asked)}", _sentence(answer))]
 
 
