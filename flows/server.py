@@ -6,6 +6,7 @@ still being imported.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -67,6 +68,7 @@ def prefect_server() -> Iterator[None]:
         _wait_until_healthy(port, process)
         yield
     finally:
+        _send_last_logs()
         del os.environ["PREFECT_API_URL"]
         process.terminate()
         try:
@@ -74,6 +76,13 @@ def prefect_server() -> Iterator[None]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _send_last_logs() -> None:
+    """Wait until Prefect has sent what it has logged; without a server it would complain on the terminal."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        for handler in logging.getLogger(name).handlers:
+            handler.flush()
 
 
 def _free_port() -> int:
