@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ import orjson
 
 from configs.schema import RunConfig
 from stages.artifacts import Artifact, digest_of
-from stages.publish_target import local_folder
+from stages.publish_target import DRAFT, FolderTarget, local_folder
 from stages.report import REPORT, SETTINGS, settings_of, write_report
 
 RECORD = ".sft-export.json"
@@ -34,12 +33,12 @@ def export(run: RunConfig, artifacts: Mapping[str, Artifact]) -> None:
     if "train" not in artifacts:
         return
     folder = Path(run.output_dir).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    exported = _Folder(folder)
-    for name, (source, sha256) in _files(run, artifacts).items():
-        exported.copy(name, source, sha256)
-    _write_report(exported, run, artifacts)
-    exported.finish(kept=_published_files(run, artifacts, folder))
+    with FolderTarget(folder).held():
+        exported = _Folder(folder)
+        for name, (source, sha256) in _files(run, artifacts).items():
+            exported.copy(name, source, sha256)
+        _write_report(exported, run, artifacts)
+        exported.finish(kept=_published_files(run, artifacts, folder))
 
 
 def _files(run: RunConfig, artifacts: Mapping[str, Artifact]) -> dict[str, tuple[Path, str]]:
@@ -128,7 +127,7 @@ class _Folder:
     def _draft(self, name: str) -> Path:
         final = self.path / name
         final.parent.mkdir(parents=True, exist_ok=True)
-        return final.with_name(f".sft-tmp-{os.getpid()}-{final.name}")
+        return final.with_name(DRAFT + final.name)
 
     def _untouched(self, name: str, entry: dict[str, Any]) -> bool:
         path = self.path / name

@@ -55,6 +55,7 @@ def main(job: Job) -> None:
     """Merge and check; write the outcome."""
     started = time.monotonic()
     disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries about each other
     try:
         outcome = {"dtype": job.dtype, **merge(job)}
     except StageError as error:

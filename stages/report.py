@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def render(run: RunConfig, artifacts: Mapping[str, Artifact]) -> str:
         published=artifacts["publish"].facts if "publish" in artifacts else None,
         settings=settings_of(run),
         lineage=[*artifacts.values()],
-        command=f"sft run {run.output_dir}/{SETTINGS}",
+        command=shlex.join(["sft", "run", f"{run.output_dir}/{SETTINGS}"]),
     )
 
 
@@ -212,7 +213,13 @@ def training_rows(records: Sequence[Record], artifacts: Mapping[str, Artifact]) 
         Row("Steps", number(train.facts["steps"]), f"{number(train.facts['steps_per_epoch'])} per pass over the data"),
         Row("Time", duration(seconds)),
     ]
-    return [*rows, Row("Peak memory", f"{max(memory) / 2**30:.2f} GiB", "per process")] if memory else rows
+    if memory:
+        rows.append(Row("Peak memory", f"{max(memory) / 2**30:.2f} GiB", "per process"))
+    if train.facts["kind"] == "adapter" and "merge" in artifacts:
+        merged = orjson.loads(artifacts["merge"].path("merge.json").read_bytes())
+        off, bound = (number(merged[name]["logits"]) for name in ("differences", "bounds"))
+        rows.append(Row("Merged in", merged["dtype"], f"logits {off} off base + adapter, {bound} allowed"))
+    return rows
 
 
 def duration(seconds: float) -> str:

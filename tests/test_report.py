@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import RunConfig
+from stages import report, report_curves
 from stages.artifacts import Artifact, Store
 from stages.report import judge, write_report
 from stages.report_curves import Series, draw, nice_ticks, number, thin
@@ -24,6 +27,7 @@ STEPS = 40
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json")
 FULL = ("model.safetensors", "tokenizer.json")
 COUNTS = {"sequences": 120, "rows": 480, "tokens": 57_600, "trained_tokens": 14_400, "efficiency": 0.9375}
+MERGED = {"dtype": "float32", "differences": {"logits": 2e-6}, "bounds": {"logits": 1e-4}}
 
 
 def metrics(losses: list[float | None], held_out: dict[int, float]) -> list[dict[str, Any]]:
@@ -88,6 +92,7 @@ def make_artifacts(
                 writer.write("metrics.jsonl", lines.encode(), volatile=True)
                 writer.write("train.log", b"step 1\n", volatile=True)
             else:
+                writer.write("merge.json", json.dumps(MERGED).encode(), volatile=True)
                 writer.write("model/model.safetensors" if stage == "merge" else "rows", stage.encode())
             artifacts[stage] = writer.commit(facts=stated, volatile={"seconds": 61.5})
     return artifacts
@@ -127,6 +132,7 @@ def test_the_page_says_what_happened(store: Store, tmp_path: Path) -> None:
     page = Page(write_report(tmp_path, run_config(), artifacts))
     page.has("tiny", "LoRA adapter", "The loss fell from", "Held-out loss at the end: 0.5.")
     page.has("505", "60,000 tokens", "25.0 %", "93.8 % of 512 tokens filled", "not json", "too long", "28,800")
+    page.has("float32", "logits 2e-6 off base + adapter, 1e-4 allowed")
     page.has("3.00 GiB", "1 min 2 s", "out/merged", "1,234,567 bytes", "sft run ./out/sft-run.yaml")
     for artifact in artifacts.values():
         page.has(artifact.key, artifact.digest)
@@ -151,7 +157,7 @@ def test_text_of_the_user_is_text(store: Store, tmp_path: Path) -> None:
     run = run_config(base_model="<script>alert(1)</script>", output_dir="a&b")
     page = Page(write_report(tmp_path, run, make_artifacts(store, metrics(falling(), {}))))
     assert "script" not in page.tags
-    page.has("<script>alert(1)</script>", "a&b/sft-run.yaml")
+    page.has("<script>alert(1)</script>", "sft run 'a&b/sft-run.yaml'")
 
 
 def test_a_curve_passes_through_its_values(store: Store, tmp_path: Path) -> None:
@@ -244,3 +250,10 @@ def test_ticks_enclose_the_values_and_are_few(one: float, other: float, interval
 )
 def test_numbers_for_people(value: float, text: str) -> None:
     assert number(value) == text
+
+
+@pytest.mark.parametrize("module", [report, report_curves])
+def test_the_examples_in_the_docstrings_hold(module: ModuleType) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert not result.failed
