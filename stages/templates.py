@@ -21,6 +21,9 @@ from stages.errors import ConfigError, Problem
 
 TOKENIZER_DEFAULT = "tokenizer_default"
 FALLBACK = "tokenizer_default_fallback_"
+DATA_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template can run into that does not fit the data."""
+
 Message = dict[str, Any]
 
 
@@ -121,7 +124,7 @@ class ChatTemplate:
         variables = {"add_generation_prompt": False, **self._variables, **more}
         try:
             return self._render(messages=messages, tools=tools, documents=None, **variables)
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        except (jinja2.TemplateError, *DATA_ERRORS) as error:
             raise RenderError(f"{type(error).__name__}: {error}") from error
 
 
