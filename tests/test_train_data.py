@@ -26,7 +26,9 @@ def token_rows(tmp_path: Path) -> TokenRows:
     return TokenRows(write_tokens(store, [A, B, C], build_tokenizer(tmp_path / "tokenizer")))
 
 
-def batch(rows: TokenRows, form: BatchForm, packs: Packs | None = None, wanted: tuple[int, ...] = (0, 1)) -> dict[str, list]:  # type: ignore[type-arg]
+def batch(
+    rows: TokenRows, form: BatchForm, packs: Packs | None = None, wanted: tuple[int, ...] = (0, 1)
+) -> dict[str, list]:  # type: ignore[type-arg]
     batches = Batches(rows, packs or packs_of([[0, 1], [2]], [A, B, C]), form)
     return {name: tensor.tolist() for name, tensor in batches.__getitems__(wanted).items()}
 

@@ -49,7 +49,9 @@ def reference(bench: Bench, sequences: list[list[int]], model_folder: Path) -> t
                 tokens += 1
     loss = loss / tokens
     loss.backward()
-    return float(loss.detach()), {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return float(loss.detach()), {
+        name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
 
 
 def make_job(bench: Bench, work: Path, world_size: int, **keys: Any) -> str:
@@ -111,8 +113,8 @@ def test_a_leak_between_packed_samples_is_seen(bench: Bench) -> None:
     from transformers import AutoModelForCausalLM
 
     from stages.errors import StageError
-    from stages.train.attention import check_isolation
     from stages.tokens import TokenRows
+    from stages.train.attention import check_isolation
 
     class Leaking(Batches):
         """Adds an attention mask: enough for the samples to see each other, without any warning."""

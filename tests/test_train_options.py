@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.errors import ConfigError, StageError
+from stages.errors import ConfigError
 from stages.train.job import Job
 from stages.train.metrics import read_metrics
 from tests.ranks import run_on_ranks
@@ -49,15 +49,20 @@ def make_job(bench: Bench, work: Path, precision: str = "fp32", **keys: Any) -> 
 
 
 def train_jobs(texts: list[str]) -> list[str | None]:
-    """Train each job; return its error, or None."""
+    """Train each job; return its error, or None. One whose key says so is stopped after its first step, and resumed."""
     from stages.errors import SftError
     from stages.train.stopping import StopFlag
     from stages.train.worker import train
 
     ends: list[str | None] = []
     for text in texts:
+        job, stop = Job.model_validate_json(text), StopFlag()
+        stop.is_set = job.key == "stopped"
         try:
-            assert train(Job.model_validate_json(text), StopFlag()) == 0
+            if stop.is_set:
+                assert train(job, stop) == 143
+                assert [path.name for path in job.work.glob("checkpoint-*")] == ["checkpoint-1"]
+            assert train(job, StopFlag()) == 0
             ends.append(None)
         except SftError as error:
             ends.append(f"{type(error).__name__}: {error}")
@@ -89,12 +94,17 @@ def test_options(bench: Bench, tmp_path: Path) -> None:
         "unknown module": {**LORA, "lora_target_modules": ["q_prj"]},
     }
     jobs = {name: make_job(bench, tmp_path / name, **keys) for name, keys in options.items()}
+    for name in ("full", "lora"):
+        work = tmp_path / f"{name}, stopped"
+        jobs[f"{name}, stopped"] = make_job(bench, work, **options[name]).model_copy(update={"key": "stopped"})
+    jobs["on their own"] = make_job(bench, tmp_path / "on their own").model_copy(update={"world_size": 2})
     ends = dict(
         zip(jobs, run_on_ranks(train_jobs, 1, [job.model_dump_json() for job in jobs.values()])[0], strict=True)
     )
 
     failed = {name: end for name, end in ends.items() if end is not None}
-    assert set(failed) == {"too fast", "unknown optimizer", "unknown attention", "unknown module"}
+    assert set(failed) == {"too fast", "unknown optimizer", "unknown attention", "unknown module", "on their own"}
+    assert "2 training processes were started, but they form groups of 1" in failed["on their own"]
     assert failed["too fast"].startswith("StageError: step ")
     assert "learning_rate (now 1e+30)" in failed["too fast"]
     assert "optimizer = adamx: known are adamw_torch, " in failed["unknown optimizer"]
@@ -116,6 +126,12 @@ def test_options(bench: Bench, tmp_path: Path) -> None:
     assert losses(often) == losses(seldom)
     name = "final/model/adapter_model.safetensors"
     assert (often / name).read_bytes() == (seldom / name).read_bytes()
+
+    # SIGTERM costs nothing but time
+    for kind, weights in (("full", "final/model/model.safetensors"), ("lora", name)):
+        stopped, whole = tmp_path / f"{kind}, stopped", tmp_path / kind
+        assert losses(stopped) == losses(whole)
+        assert (stopped / weights).read_bytes() == (whole / weights).read_bytes()
 
     assert {t.dtype for t in load_file(tmp_path / "bf16/final/model/model.safetensors").values()} == {torch.bfloat16}
     assert_adapter_is_plain(bench, seldom / "final/model")
@@ -174,11 +190,3 @@ def test_an_expression_as_target(bench: Bench, tmp_path: Path) -> None:
     keys["lora_target_modules"] = r"no\.such\..*"
     with pytest.raises(ConfigError, match="no such module"):
         load_model(make_job(bench, tmp_path / "none", **keys), 10)
-
-
-def test_processes_that_do_not_know_each_other_are_refused(bench: Bench, tmp_path: Path) -> None:
-    job = make_job(bench, tmp_path / "work").model_copy(update={"world_size": 2})
-    (end,) = run_on_ranks(train_jobs, 1, [job.model_dump_json()])[0]
-    assert end is not None
-    assert end.startswith(StageError.__name__)
-    assert "groups of 1" in end
