@@ -133,7 +133,9 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_every_format_gives_the_same_rows(bench: Bench, name: str) -> None:
-    assert bench.parsed(bench.write(name, WRITTEN[name])) == ROWS
+    path = bench.write(name, WRITTEN[name])
+    assert bench.parsed(path) == ROWS
+    assert bench.rows(path)[0].startswith(b"{")  # without a byte order mark
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -205,6 +207,16 @@ def test_slices_keep_the_numbers_of_the_rows(bench: Bench, name: str, split: str
         shard["first_row"] + offset for shard in made.facts["datasets"][0]["shards"] for offset in range(shard["rows"])
     ]
     assert [ROWS[number] for number in numbers] == expected
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_slices_go_through_several_files(bench: Bench, suffix: str) -> None:
+    for number in range(4):
+        part = ROWS[number * 10 : number * 10 + 10]
+        content = as_parquet(part) if suffix == "parquet" else b"\n".join(LINES[number * 10 : number * 10 + 10])
+        bench.write(f"{number}.{suffix}", content)
+    assert bench.parsed(bench.data, split="train[15:37]") == ROWS[15:37]
+    assert bench.parsed(bench.data, split="train[30:]") == ROWS[30:]
 
 
 def test_slices_are_those_of_datasets(bench: Bench) -> None:
@@ -317,6 +329,8 @@ def test_what_is_missing_is_named_with_what_is_near(bench: Bench) -> None:
         ConfigError, match=r"datasets\.0\.path = .*trian\.jsonl: there is no file .*There is .*train\.jsonl"
     ):
         bench.rows(bench.data / "trian.jsonl")
+    with pytest.raises(ConfigError, match=r"datasets\.0\.path = s3://bucket/a\.jsonl: rows are read from this machine"):
+        bench.rows("s3://bucket/a.jsonl")
     with pytest.raises(ConfigError, match=r"datasets\.0\.data_files = x\*: no file matches x\*"):
         bench.rows(bench.data, data_files="x*")
     with pytest.raises(ConfigError, match=r"datasets\.0\.ds_type: the name of data\.bin .*known: \.json"):

@@ -110,7 +110,9 @@ def test_a_data_set_is_pinned_to_the_commit_that_its_revision_means(hub: Hub, tm
         pinned = client.fetch(path="team/chats", revision=commit)
         assert (pinned["status"], pinned["key"]) == ("reused", first["key"])
         assert hub.requests == []  # a commit cannot move: nobody is asked
+        assert client.fetch(path="team/chats", revision=commit, split="train[1:]")["rows"] == first["rows"][1:]
 
+    hub.requests.clear()
     with Client(hub, tmp_path) as client:
         again = client.fetch(path="team/chats")
         assert (again["status"], again["key"]) == ("reused", changed["key"])

@@ -110,4 +110,7 @@ def _hub_errors(dataset: DatasetConfig) -> Iterator[None]:
         rule = f"the files of {dataset.path} cannot be told: {error}"
         raise DatasetProblemError("name" if dataset.name else "path", rule, "Set name or data_files.") from error
     except OSError as error:  # every network error of the Hub's client is one
-        raise TransientError(f"{dataset.path}: the Hub cannot be reached: {error}") from error
+        raise TransientError(
+            f"{dataset.path}: the Hub cannot be reached: {error}. With a commit as revision, rows in the store are "
+            "reused without it."
+        ) from error

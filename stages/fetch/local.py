@@ -46,6 +46,9 @@ def find_local(dataset: DatasetConfig) -> Splits:
     Raises:
         DatasetProblemError: the files are not there, or it cannot be told which are meant.
     """
+    if "://" in dataset.path:
+        rule = "rows are read from this machine or from the Hub, not from other places yet"
+        raise DatasetProblemError("path", rule, "Copy the files here and name them.")
     root = Path(dataset.path).expanduser()
     ds_type = dataset.ds_type or _named_format(dataset)
     if _named_format(dataset) is not None:
@@ -62,7 +65,7 @@ def find_local(dataset: DatasetConfig) -> Splits:
     if (root / "dataset_dict.json").is_file():
         names = orjson.loads((root / "dataset_dict.json").read_bytes())["splits"]
         return {name: _saved(root / name) for name in names}
-    if (root / "state.json").is_file():
+    if (root / "state.json").is_file() and (root / "dataset_info.json").is_file():
         return {DEFAULT_SPLIT: _saved(root)}
     return _declared(root, dataset, ds_type) or _by_name(root, ds_type)
 
