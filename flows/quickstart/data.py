@@ -87,7 +87,7 @@ class Material:
     lists: Sequence[tuple[str, ...]]
 
 
-def generate(seed: int = 0, rows: int = 4500, held_out_rows: int = 100) -> tuple[list[Row], list[Row]]:
+def generate(seed: int = 0, rows: int = 4000, held_out_rows: int = 100) -> tuple[list[Row], list[Row]]:
     """Return (training rows, held-out rows); the same arguments always give the same rows."""
     rng = random.Random(seed)
     train, held_out = _dealt(rng)
