@@ -9,6 +9,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -253,6 +254,16 @@ def test_a_folder_tells_its_splits_by_names(bench: Bench) -> None:
     assert bench.parsed(bench.data, split="validation+test") == [{"from": "dev.jsonl"}, {"from": "sub/test/a.jsonl"}]
 
 
+def test_files_of_a_folder_that_no_split_has_are_named(bench: Bench) -> None:
+    for name in ("train.jsonl", "more.jsonl"):
+        bench.write(name, b"{}\n")
+    said: list[str] = []
+    context = replace(bench.context({"path": bench.data}), log=said.append)
+    assert rows_of(run_stage(STAGE, context, {}, bench.store).artifact) == [b"{}"]
+    assert len(said) == 1
+    assert "more.jsonl is not read" in said[0]
+
+
 def test_a_folder_without_such_names_is_one_split(bench: Bench) -> None:
     for name in ("b.parquet", "a.parquet"):
         bench.write(name, as_parquet([{"from": name}]))
@@ -329,6 +340,8 @@ def test_what_is_missing_is_named_with_what_is_near(bench: Bench) -> None:
         ConfigError, match=r"datasets\.0\.path = .*trian\.jsonl: there is no file .*There is .*train\.jsonl"
     ):
         bench.rows(bench.data / "trian.jsonl")
+    with pytest.raises(ConfigError, match=r"(?s)datasets\.0\.path = .*a\.jsonl.*datasets\.1\.path = .*b\.jsonl"):
+        bench.fetch({"path": "./a.jsonl"}, {"path": "./b.jsonl"})
     with pytest.raises(ConfigError, match=r"datasets\.0\.path = s3://bucket/a\.jsonl: rows are read from this machine"):
         bench.rows("s3://bucket/a.jsonl")
     with pytest.raises(ConfigError, match=r"datasets\.0\.data_files = x\*: no file matches x\*"):

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -40,8 +41,16 @@ def is_local(dataset: DatasetConfig) -> bool:
     )
 
 
-def find_local(dataset: DatasetConfig) -> Splits:
-    """Return the files of each split, in the order in which they are read.
+@dataclass(frozen=True)
+class LocalFiles:
+    """The files of each split, in the order of reading, and data files of the folder that no split has."""
+
+    splits: Splits
+    unused: tuple[Path, ...] = ()
+
+
+def find_local(dataset: DatasetConfig) -> LocalFiles:
+    """Return the files that a data set means.
 
     Raises:
         DatasetProblemError: the files are not there, or it cannot be told which are meant.
@@ -58,16 +67,12 @@ def find_local(dataset: DatasetConfig) -> Splits:
             rule = f"it names files of a folder or of a Hub data set, and path ({dataset.path}) is neither"
             raise DatasetProblemError("data_files", rule, "Name the folder in path, or remove data_files.")
         paths = [path for pattern in dataset.data_files for path in _matches(root, pattern, "data_files")]
-        return {DEFAULT_SPLIT: _data_files(paths, ds_type)}
+        return LocalFiles({DEFAULT_SPLIT: _data_files(paths, ds_type)})
     if not root.is_dir():
         paths = [root] if root.is_file() else list(_matches(Path(), str(root), "path"))
-        return {DEFAULT_SPLIT: _data_files(paths, ds_type)}
-    if (root / "dataset_dict.json").is_file():
-        names = orjson.loads((root / "dataset_dict.json").read_bytes())["splits"]
-        return {name: _saved(root / name) for name in names}
-    if (root / "state.json").is_file() and (root / "dataset_info.json").is_file():
-        return {DEFAULT_SPLIT: _saved(root)}
-    return _declared(root, dataset, ds_type) or _by_name(root, ds_type)
+        return LocalFiles({DEFAULT_SPLIT: _data_files(paths, ds_type)})
+    told = _saved_splits(root) or _declared(root, dataset, ds_type)
+    return LocalFiles(told) if told else _by_name(root, ds_type)
 
 
 def _named_format(dataset: DatasetConfig) -> Format | None:
@@ -105,8 +110,17 @@ def _missing(root: Path, pattern: str, key: str) -> DatasetProblemError:
     return DatasetProblemError(key, f"there is no file {path}", remedy)
 
 
+def _saved_splits(root: Path) -> Splits | None:
+    """Return the splits of what `datasets` saved to disk, if the folder is that."""
+    if (root / "dataset_dict.json").is_file():
+        names = orjson.loads((root / "dataset_dict.json").read_bytes())["splits"]
+        return {name: _saved(root / name) for name in names}
+    if (root / "state.json").is_file() and (root / "dataset_info.json").is_file():
+        return {DEFAULT_SPLIT: _saved(root)}
+    return None
+
+
 def _saved(folder: Path) -> tuple[DataFile, ...]:
-    """Return the files of a data set that `datasets` saved to disk."""
     state = orjson.loads((folder / "state.json").read_bytes())
     return tuple(DataFile(folder / entry["filename"], "arrow") for entry in state["_data_files"])
 
@@ -147,7 +161,7 @@ def _readme_head(root: Path) -> dict[str, Any]:
     return head if isinstance(head, dict) else {}
 
 
-def _by_name(root: Path, ds_type: Format | None) -> Splits:
+def _by_name(root: Path, ds_type: Format | None) -> LocalFiles:
     """Return the data files of a folder by the splits that their names, or their folders' names, tell."""
     paths = [path for path in sorted(root.rglob("*")) if _may_be_data(path.relative_to(root)) and path.is_file()]
     if ds_type is None:
@@ -160,9 +174,10 @@ def _by_name(root: Path, ds_type: Format | None) -> Splits:
     splits: dict[str, list[Path]] = {}
     for path in paths:
         splits.setdefault(_split_of(path.relative_to(root)) or "", []).append(path)
-    if set(splits) == {""}:
-        splits = {DEFAULT_SPLIT: paths}
-    return {split: _data_files(files, ds_type) for split, files in splits.items() if split}
+    unused = splits.pop("", [])
+    if not splits:
+        return LocalFiles({DEFAULT_SPLIT: _data_files(paths, ds_type)})
+    return LocalFiles({split: _data_files(files, ds_type) for split, files in splits.items()}, tuple(unused))
 
 
 def _may_be_data(path: Path) -> bool:

@@ -58,6 +58,7 @@ class Source:
 
     parts: tuple[SplitPart, ...]
     origin: Origin
+    unused: tuple[Path, ...] = ()  # data files of a local folder that belong to no split
 
     @property
     def names(self) -> list[str]:
@@ -94,6 +95,7 @@ def find_source(index: int, dataset: DatasetConfig) -> Source:
         parts = parse_split(dataset.split or DEFAULT_SPLIT)
         if not is_local(dataset):
             return Source(parts, find_on_hub(dataset))
-        source = Source(parts, LocalOrigin(find_local(dataset)))
+        found = find_local(dataset)
+        source = Source(parts, LocalOrigin(found.splits), found.unused)
         source.splits()
         return source

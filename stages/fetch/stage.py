@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from configs.schema import DatasetConfig
 from stages.artifacts import ArtifactWriter, digest_of
-from stages.errors import DataError, TransientError
+from stages.errors import ConfigError, DataError, Problem, TransientError
 from stages.fetch.files import DataFile
 from stages.fetch.problems import problems_of
 from stages.fetch.readers import count_rows, read_rows
@@ -28,14 +28,24 @@ def _inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
 
 
 def _sources(context: Context) -> list[Source]:
-    return [find_source(index, dataset) for index, dataset in enumerate(context.run.datasets)]
+    """Return the source of every data set, or tell what is wrong with all of them at once."""
+    sources: list[Source] = []
+    problems: list[Problem] = []
+    for index, dataset in enumerate(context.run.datasets):
+        try:
+            sources.append(find_source(index, dataset))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return sources
 
 
 def _produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dict[str, Any]:
     sources = _sources(context)
     watch = Watch.over([path for source in sources for path in source.origin.changeable(source.names)])
     if digest_of(STAGE.key_inputs(context, upstream)) != writer.key:
-        raise TransientError("the data changed just before it was read; start again when it is complete")
+        raise TransientError("The data changed just before it was read. Start again when it is complete.")
     both = zip(context.run.datasets, sources, strict=True)
     return {
         "datasets": [_fetch(i, dataset, source, context, writer, watch) for i, (dataset, source) in enumerate(both)]
@@ -47,6 +57,8 @@ def _fetch(
 ) -> dict[str, Any]:
     shards: list[dict[str, Any]] = []
     rows = 0
+    for path in source.unused:
+        context.log(f"{dataset.path}: {path.name} is not read: its name tells no split, and names of other files do")
     with problems_of(index, dataset):
         for stretch in _stretches(source):
             for shard in _write_stretch(stretch, Shards(index, len(shards), writer, watch)):
