@@ -15,6 +15,7 @@ from flows.command import command, say, write_json
 if TYPE_CHECKING:
     from configs.load import LoadedRun
     from stages.artifacts import Artifact
+    from stages.pipeline import StageName
 
 STAGES = ("fetch", "tokenize", "pack", "train", "merge", "publish")
 
@@ -46,7 +47,9 @@ def cli() -> None:
 @refresh_option
 @quiet_option
 @json_option
-def run(config: Path, overrides: Sequence[str], until: str, refresh: Sequence[str], quiet: bool, as_json: bool) -> None:
+def run(
+    config: Path, overrides: Sequence[str], until: StageName, refresh: Sequence[StageName], quiet: bool, as_json: bool
+) -> None:
     """Take CONFIG from its data set to a published model."""
     _run(config, overrides, until=until, refresh=refresh, quiet=quiet, as_json=as_json)
 
@@ -64,7 +67,7 @@ def preprocess(
     overrides: Sequence[str],
     debug: bool,
     rows: int,
-    refresh: Sequence[str],
+    refresh: Sequence[StageName],
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -74,14 +77,16 @@ def preprocess(
         _show_masks(artifacts["tokenize"], rows, to_stderr=as_json)
 
 
-def _stage_command(name: str, text: str) -> None:
+def _stage_command(name: StageName, text: str) -> None:
     @command(cli, name=name, help=text)
     @config_argument
     @overrides_argument
     @refresh_option
     @quiet_option
     @json_option
-    def run_until(config: Path, overrides: Sequence[str], refresh: Sequence[str], quiet: bool, as_json: bool) -> None:
+    def run_until(
+        config: Path, overrides: Sequence[str], refresh: Sequence[StageName], quiet: bool, as_json: bool
+    ) -> None:
         _run(config, overrides, until=name, refresh=refresh, quiet=quiet, as_json=as_json)
 
 
@@ -96,7 +101,7 @@ _stage_command("publish", "Publish the model of CONFIG, and do what publishing l
 @click.option("--until", type=click.Choice(STAGES), default="publish", help="The last stage that is wanted.")
 @refresh_option
 @json_option
-def plan(config: Path, overrides: Sequence[str], until: str, refresh: Sequence[str], as_json: bool) -> None:
+def plan(config: Path, overrides: Sequence[str], until: StageName, refresh: Sequence[StageName], as_json: bool) -> None:
     """Say what a run of CONFIG would do, what it would reuse, and why."""
     from flows.planning import plan_document, show_plan
 
@@ -210,7 +215,13 @@ def _load(config: Path, overrides: Sequence[str]) -> LoadedRun:
 
 
 def _run(
-    config: Path, overrides: Sequence[str], *, until: str, refresh: Sequence[str], quiet: bool, as_json: bool
+    config: Path,
+    overrides: Sequence[str],
+    *,
+    until: StageName,
+    refresh: Sequence[StageName],
+    quiet: bool,
+    as_json: bool,
 ) -> dict[str, Artifact]:
     from flows.running import run_pipeline
 

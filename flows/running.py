@@ -15,13 +15,13 @@ from configs.load import LoadedRun
 from flows.display import LiveTable, PlainLines
 from flows.server import prefect_server, server_is_configured
 from stages.export import export
-from stages.pipeline import plan, stages_until
+from stages.pipeline import StageName, plan, stages_until
 from stages.stage import StageResult, open_run
 from tasks.listener import listening
 
 
 def run_pipeline(
-    loaded: LoadedRun, overrides: Sequence[str], *, until: str, refresh: Sequence[str], quiet: bool
+    loaded: LoadedRun, overrides: Sequence[str], *, until: StageName, refresh: Sequence[StageName], quiet: bool
 ) -> list[StageResult]:
     """Return what became of each stage, in order.
 
@@ -37,14 +37,15 @@ def run_pipeline(
                     display.started(result.stage)
                     display.finished(result)
             return results
-    with display, _terminable(), prefect_server(), _quiet_prefect():
+    with display, _terminable(), _quiet_prefect(), prefect_server():
         from flows.sft import sft
 
         with listening(display):
-            return sft(config=str(loaded.path), overrides=list(overrides), refresh=list(refresh), until=until)
+            results = sft(config=str(loaded.path), overrides=list(overrides), refresh=list(refresh), until=until)
+            return list(results)
 
 
-def _from_store(loaded: LoadedRun, *, until: str, refresh: Sequence[str]) -> list[StageResult] | None:
+def _from_store(loaded: LoadedRun, *, until: StageName, refresh: Sequence[StageName]) -> list[StageResult] | None:
     """Return the results of a run that has nothing to do, or None if a stage has to run."""
     started = time.monotonic()
     context, store = open_run(loaded.run)

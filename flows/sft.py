@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
@@ -11,11 +10,9 @@ from prefect.artifacts import create_table_artifact
 from configs.load import load_run
 from stages.artifacts import Artifact
 from stages.export import export
-from stages.pipeline import stages_until
+from stages.pipeline import StageName, stages_until
 from stages.stage import StageResult, open_run
 from tasks.stage_task import run_as_task
-
-StageName = Literal["fetch", "tokenize", "pack", "train", "merge", "publish"]
 
 
 @flow(name="sft", persist_result=False, validate_parameters=True)

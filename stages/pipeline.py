@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from stages.artifacts import Artifact, Store, digest_of
 from stages.fetch import STAGE as FETCH
@@ -15,6 +15,7 @@ from stages.stage import Context, Stage, Upstream
 from stages.tokenize import STAGE as TOKENIZE
 from stages.train.stage import STAGE as TRAIN
 
+StageName = Literal["fetch", "tokenize", "pack", "train", "merge", "publish"]
 STAGES: tuple[Stage, ...] = (FETCH, TOKENIZE, PACK, TRAIN, MERGE, PUBLISH)
 STAGE_NAMES: tuple[str, ...] = tuple(stage.name for stage in STAGES)
 

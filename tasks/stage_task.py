@@ -6,7 +6,7 @@ address. A task is called in the main thread of its flow, so that a cancelled fl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -37,14 +37,14 @@ def run_as_task(
     Raises:
         SftError: what the stage raised, after the last retry if it can pass.
     """
-    state = _task_of(stage)(
+    state: State[StageResult] = _task_of(stage)(
         opaque(stage), opaque(context), opaque(dict(upstream)), opaque(store), refresh=refresh, return_state=True
     )
     result: StageResult = state.result()
     return result
 
 
-def _task_of(stage: Stage) -> Task[..., Any]:
+def _task_of(stage: Stage) -> Callable[..., Any]:
     return _produce.with_options(name=stage.name, task_run_name=stage.name)
 
 
