@@ -32,7 +32,8 @@ def check_isolation(model: PreTrainedModel, batches: Batches, *, tf32: bool = Fa
     if sequence is None:
         return None
     samples = [_cut(sample) for sample in batches.samples(sequence)[:SAMPLES]]
-    worst = leak(model, batches.collate([samples]), [batches.collate([[sample]]) for sample in samples])
+    alone = [batches.collate([[sample]]) for sample in samples]
+    worst = leak(model, batches.collate([samples]), alone, [len(sample.input_ids) for sample in samples])
     tolerance = TOLERANCES[torch.bfloat16 if tf32 else _compute_dtype(model)]
     if not worst <= tolerance:  # also where it is not a number
         implementation = getattr(model.config, "_attn_implementation", "?")
@@ -45,23 +46,24 @@ def check_isolation(model: PreTrainedModel, batches: Batches, *, tf32: bool = Fa
 
 
 @torch.no_grad()
-def leak(model: PreTrainedModel, packed: Batch, alone: list[Batch]) -> float:
+def leak(model: PreTrainedModel, packed: Batch, alone: list[Batch], lengths: list[int]) -> float:
     """Return the largest relative difference of logits, over the first tokens of each sample.
 
     Args:
         model: the model; left in the mode in which it was.
         packed: one row with all samples.
         alone: the same samples, each as a batch of its own, in the same order.
+        lengths: tokens of each sample.
     """
     was_training = model.training
     model.eval()
     try:
         logits = _logits(model, packed)[0]
-        begins = (packed["position_ids"][0] == 0).nonzero().flatten().tolist()
-        return max(
-            _difference(logits[begin:], _logits(model, batch)[0], _length(batch))
-            for begin, batch in zip(begins[: len(alone)], alone, strict=True)
-        )
+        differences, begin = [], 0
+        for batch, length in zip(alone, lengths, strict=True):
+            differences.append(_difference(logits[begin:], _logits(model, batch)[0], length))
+            begin += length
+        return max(differences)
     finally:
         model.train(was_training)
 
@@ -77,12 +79,6 @@ def _difference(packed: torch.Tensor, alone: torch.Tensor, length: int) -> float
     looked_at = min(LOOKED_AT, length)
     a, b = packed[:looked_at].double(), alone[:looked_at].double()
     return float((a - b).norm() / b.norm().clamp_min(1e-30))
-
-
-def _length(batch: Batch) -> int:
-    """Return the tokens of the only sample of a batch: up to where the padding's positions start."""
-    begins = (batch["position_ids"][0] == 0).nonzero().flatten()
-    return int(begins[1]) if len(begins) > 1 else batch["position_ids"].shape[1]
 
 
 def _compute_dtype(model: PreTrainedModel) -> torch.dtype:
