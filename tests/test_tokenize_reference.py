@@ -11,7 +11,7 @@ import fetched
 import orjson
 import pytest
 import tiny
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -116,6 +116,7 @@ def encode(encoder: Encoder, template: str, reference: Any, row: dict[str, Any])
 @pytest.mark.parametrize("name", TEMPLATES)
 @settings(max_examples=60)
 @given(conversation=CONVERSATIONS)
+@example(conversation=[("user", "e\u0301"), ("assistant", "e\u0301x e\u0301"), ("assistant", "\u0301 \n")])
 def test_ids_are_those_of_transformers_and_the_trained_text_is_the_contents(
     pair: tuple[Any, Encoder], name: str, conversation: list[tuple[str, str]]
 ) -> None:
