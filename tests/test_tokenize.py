@@ -135,10 +135,10 @@ def test_too_many_broken_rows_stop_the_run(tokenizer: Path, tmp_path: Path) -> N
     with pytest.raises(DataError) as error:
         fetched.tokenize(tmp_path, run, [*CHATS, *BROKEN])
     for part in (
-        "4 of 64 rows",
+        "4 of 64 rows cannot be used",
         "allows 2.0%",
-        "no_messages: 1 rows",
-        "row 61: messages is empty",
+        "no_messages: 1\n",
+        "rows.jsonl row 61: messages is empty",
         "max_rejected_ratio",
     ):
         assert part in str(error.value)

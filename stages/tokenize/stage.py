@@ -27,7 +27,9 @@ from stages.tokenize.shard import Job, Outcome, Setup
 
 LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow")
 SHOWN_ROWS = 5
-REASONS_REMEDY = "Correct these rows, or raise max_rejected_ratio to go on without them (they are in rejected.jsonl)."
+REASONS_REMEDY = (
+    "Correct these rows, or raise max_rejected_ratio to go on without them; rejected.jsonl then lists them all."
+)
 
 
 def inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
@@ -99,16 +101,17 @@ class _Tally:
         self.rows, self.tokens = self.rows + rows, self.tokens + tokens
         self.context.progress(self.rows, self.total, "rows", tokens=self.tokens)
 
-    def reject(self, records: list[dict[str, Any]]) -> None:
-        """Count rejected rows.
+    def reject(self, dataset: int, records: list[dict[str, Any]]) -> None:
+        """Count rejected rows of a data set.
 
         Raises:
             DataError: they are more than `max_rejected_ratio` of all rows.
         """
-        self.rejected += records
+        path = self.context.run.datasets[dataset].path
+        self.rejected += ({"path": path, **record} for record in records)
         limit = self.context.run.max_rejected_ratio
         if len(self.rejected) > limit * self.total:
-            raise DataError(_too_many(self.rejected, self.total, limit))
+            raise DataError(_too_many(self.rejected, self.rows, self.total, limit))
 
 
 def _check_formats(run: RunConfig) -> None:
@@ -202,7 +205,7 @@ def _tokenize(
         if notes is not None:
             outcomes[shard.name] = outcome = Outcome.model_validate(notes)
             tally.add(outcome.rows_read, outcome.tokens)
-            tally.reject(outcome.rejected)
+            tally.reject(shard.dataset, outcome.rejected)
     left = {shard.name: shard for shard in shards if shard.name not in outcomes}
     processes = setup.run.dataset_num_proc or len(os.sched_getaffinity(0))
     jobs = list(_jobs(left, writer.work / "shards"))
@@ -214,7 +217,7 @@ def _tokenize(
                 job.target.replace(draft.path)
                 draft.notes.update(outcome.model_dump())
             outcomes[name] = outcome
-            tally.reject(outcome.rejected)
+            tally.reject(job.dataset, outcome.rejected)
     return [(shard, outcomes[shard.name]) for shard in shards]
 
 
@@ -261,9 +264,10 @@ def _counts(outcomes: list[Outcome]) -> dict[str, Any]:
     return {**counts, "rejected": dict(sorted(rejected.items()))}
 
 
-def _too_many(rejected: list[dict[str, Any]], total: int, limit: float) -> str:
+def _too_many(rejected: list[dict[str, Any]], rows: int, total: int, limit: float) -> str:
     reasons = Counter(record["reason"] for record in rejected)
-    lines = [f"{len(rejected)} of {total} rows cannot be used; max_rejected_ratio allows {limit:.1%}."]
-    lines += [f"  {reason}: {count} rows" for reason, count in reasons.most_common()]
-    lines += [f"  row {record['row']}: {record['detail']}" for record in rejected[:SHOWN_ROWS]]
+    seen = f"{len(rejected)} of the first {rows}" if rows < total else f"{len(rejected)} of {total}"
+    lines = [f"{seen} rows cannot be used; max_rejected_ratio allows {limit:.1%} of all {total}."]
+    lines += [f"  {reason}: {count}" for reason, count in reasons.most_common()]
+    lines += [f"  {record['path']} row {record['row']}: {record['detail']}" for record in rejected[:SHOWN_ROWS]]
     return "\n".join([*lines, REASONS_REMEDY])
