@@ -1,11 +1,11 @@
 """What can go wrong in a stage, and who may try again.
 
-    SftError                    exit code 1
-     ├── ConfigError            exit code 2: the configuration is wrong; never retried
-     ├── DataError              exit code 2: the data is wrong; never retried
-     ├── TransientError         exit code 1: can pass (network, throttling, a lost worker); retried
-     └── StageError             exit code 1: the work failed; not retried
-          └── StoreError        an artifact could not be written, read or trusted
+SftError                    exit code 1
+ ├── ConfigError            exit code 2: the configuration is wrong; never retried
+ ├── DataError              exit code 2: the data is wrong; never retried
+ ├── TransientError         exit code 1: can pass (network, throttling, a lost worker); retried
+ └── StageError             exit code 1: the work failed; not retried
+      └── StoreError        an artifact could not be written, read or trusted
 """
 
 from __future__ import annotations

@@ -131,9 +131,7 @@ class Packs:
         """Open an index file by memory map."""
         table = read_arrow(path)
         if not table.num_rows:
-            return cls(
-                np.zeros(1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int32)
-            )
+            return cls(np.zeros(1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int32))
         rows, starts, lengths = (_only_chunk(table[name]) for name in ("rows", "starts", "lengths"))
         offsets = np.asarray(rows.offsets).astype(np.int64)
         return cls(offsets, rows.values.to_numpy(), starts.values.to_numpy(), lengths.values.to_numpy())
