@@ -80,15 +80,17 @@ def train_adapter(base: Path, folder: Path, *, tokens: tuple[str, ...] = (), **o
     return folder
 
 
-def merge_here(base: Path, adapter: Path, output: Path, dtype: str = "float32") -> Path:
+def merge_here(
+    base: Path, adapter: Path, output: Path, dtype: str = "float32", bits: dict[str, Any] | None = None
+) -> Path:
     """Merge in this process, which has the libraries loaded already, and return the model's folder."""
-    merge_worker.merge(Job(base, adapter, output, output / "result.json", dtype, trust_remote_code=False))
+    merge_worker.merge(Job(base, adapter, output, output / "result.json", dtype, dtype, bits, trust_remote_code=False))
     return output
 
 
 def trained(store: Store, model: Path, *, base: Path | None = None) -> Artifact:
     """Put a model folder into the store as the train stage does: an adapter of `base`, else a full model."""
-    facts: dict[str, Any] = {"kind": "model" if base is None else "adapter", "precision": "fp32"}
+    facts: dict[str, Any] = {"kind": "model" if base is None else "adapter", "precision": "fp32", "quantization": None}
     if base is not None:
         names = sorted(path.name for path in base.iterdir() if path.suffix in (".json", ".safetensors", ".jinja"))
         facts["base_model"] = {"files": {name: sha256_file(base / name) for name in names}}
@@ -269,12 +271,17 @@ def test_nothing_survives_a_killed_parent(base: Path, store: Store, tmp_path: Pa
     assert run_merge(base, store, train).damaged(sha256_file) == []
 
 
+def merging() -> list[psutil.Process]:
+    """Return the merging processes below this one; a test session has other children too."""
+    below = psutil.Process().children()
+    return [p for p in below if p.status() != psutil.STATUS_ZOMBIE and "stages.merge_worker" in p.cmdline()]
+
+
 def test_a_killed_worker_can_be_tried_again_and_says_memory(base: Path, store: Store, tmp_path: Path) -> None:
     train = trained(store, train_adapter(base, tmp_path / "adapter"), base=base)
 
     def kill_worker() -> None:
-        worker = wait_for(lambda: next(iter(psutil.Process().children()), None))
-        worker.kill()
+        wait_for(lambda: next(iter(merging()), None)).kill()
 
     thread = threading.Thread(target=kill_worker)
     thread.start()

@@ -61,7 +61,8 @@ def train(bench: Bench, run: RunConfig, strike: Strike | None = None, at: int = 
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    below = psutil.Process().children(recursive=True)
+    return [process for process in below if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def ranks() -> list[psutil.Process]:
