@@ -43,8 +43,6 @@ WITHOUT_EFFECT: dict[str, str] = {
 }
 
 REFUSED: dict[str, str] = {
-    "load_in_4bit": _QUANTISED,
-    "load_in_8bit": _QUANTISED,
     "gptq": _QUANTISED,
     "deepspeed": _SHARDED,
     "fsdp": _SHARDED,

@@ -165,7 +165,12 @@ class RunConfig(Section):
     dataset_num_proc: int | None = Field(None, ge=1, description="Processes that tokenize; default: all cores.")
 
     # Adapter
-    adapter: Literal["lora"] | None = Field(None, description="lora, or nothing for full fine-tuning.")
+    adapter: Literal["lora", "qlora"] | None = Field(
+        None, description="lora, qlora (needs load_in_4bit), or nothing for full fine-tuning."
+    )
+    load_in_4bit: bool = Field(False, description="Keep the frozen base in 4 bits (NF4); needs adapter: qlora.")
+    load_in_8bit: bool = Field(False, description="Keep the frozen base in 8 bits (LLM.int8); needs adapter: lora.")
+    bnb_config_kwargs: dict[str, Any] = Field({}, description="Arguments of BitsAndBytesConfig, in place of ours.")
     lora_r: int = Field(16, ge=1, description="Rank of the adapter.")
     lora_alpha: int = Field(32, ge=1, description="Scale of the adapter: alpha / r.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the adapter.")
@@ -243,9 +248,22 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _quantised_base_needs_an_adapter(self) -> RunConfig:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit exclude each other; remove load_in_8bit")
+        if self.adapter is None and (self.load_in_4bit or self.load_in_8bit):
+            key, adapter = ("load_in_4bit", "qlora") if self.load_in_4bit else ("load_in_8bit", "lora")
+            raise ValueError(f"quantised weights cannot be trained; set adapter: {adapter}, or remove {key}")
+        if self.adapter == "qlora" and not self.load_in_4bit:
+            raise ValueError("adapter: qlora keeps the base in 4 bits; set load_in_4bit: true, or adapter: lora")
+        if self.bnb_config_kwargs and not (self.load_in_4bit or self.load_in_8bit):
+            raise ValueError("bnb_config_kwargs needs a quantised base; set load_in_4bit: true, or remove it")
+        return self
+
+    @model_validator(mode="after")
     def _adapter_targets(self) -> RunConfig:
         if self.adapter and not (self.lora_target_linear or self.lora_target_modules):
-            raise ValueError("adapter: lora needs its targets; set lora_target_linear: true")
+            raise ValueError(f"adapter: {self.adapter} needs its targets; set lora_target_linear: true")
         return self
 
     @model_validator(mode="after")

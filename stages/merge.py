@@ -25,6 +25,7 @@ from stages.artifacts import Artifact, ArtifactWriter
 from stages.base_model import MODEL_FILES, ModelSource, find_model
 from stages.errors import StageError, TransientError
 from stages.lifeline import bound
+from stages.quantization import TORCH_NAMES
 from stages.stage import Context, Stage, Upstream
 
 LIBRARIES = ("torch", "transformers", "peft", "safetensors")
@@ -38,12 +39,14 @@ def inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
     trained = upstream["train"].facts
     if trained["kind"] == "model":
         return {"kind": "model"}
+    libraries = (*LIBRARIES, "bitsandbytes") if trained["quantization"] else LIBRARIES
     return {
         "kind": "adapter",
         "base_model": trained["base_model"],
         "dtype": DTYPES[trained["precision"]],
+        "quantization": trained["quantization"],
         "trust_remote_code": context.run.trust_remote_code,
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {name: version(name) for name in libraries},
     }
 
 
@@ -75,6 +78,8 @@ def _merge(context: Context, trained: Artifact, scratch: Path) -> dict[str, Any]
         "output": str((scratch / "model").resolve()),
         "result": str(result.resolve()),
         "dtype": DTYPES[trained.facts["precision"]],
+        "trained_dtype": TORCH_NAMES[trained.facts["precision"]],
+        "quantization": trained.facts["quantization"],
         "trust_remote_code": context.run.trust_remote_code,
     }
     job_file.write_bytes(orjson.dumps(job))

@@ -8,6 +8,7 @@ the model as it was loaded back see everything else: names, tying, files, config
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -64,7 +65,7 @@ class Difference:
 
 
 @torch.inference_mode()
-def fingerprint(adapted: PeftModel, shapes: Shapes, vocabulary: int) -> Fingerprint:
+def fingerprint(adapted: PeftModel, shapes: Shapes, rows: torch.Tensor) -> Fingerprint:
     """Take the fingerprint of base + adapter, before they are merged."""
     products, sizes, changes = {}, {}, []
     for name, module in adapted.named_modules():
@@ -74,7 +75,6 @@ def fingerprint(adapted: PeftModel, shapes: Shapes, vocabulary: int) -> Fingerpr
             name = name.removeprefix(WRAPPER)
             products[name] = weight @ _probe(weight) + changes[-1]
             sizes[name] = _rms(weight + delta) * weight.shape[1] ** 0.5
-    rows = torch.randint(vocabulary, PROBE_SHAPE, generator=torch.Generator().manual_seed(0))
     change = _rms(torch.cat(changes)) if changes else 0.0
     return Fingerprint(shapes, products, sizes, change, rows, logits_of(adapted, rows))
 
@@ -97,6 +97,26 @@ def compare(merged: PreTrainedModel, expected: Fingerprint, dtype: str) -> Diffe
     _bounded(logits, LOGIT_BOUNDS[dtype], dtype, "logits differ")
     rounding = _rms(torch.cat(errors)) / expected.change if errors and expected.change else 0.0
     return Difference(worst, logits, rounding)
+
+
+def probe_rows(vocabulary: int) -> torch.Tensor:
+    """Return the (rows, tokens) ids on which models are compared."""
+    return torch.randint(vocabulary, PROBE_SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def compare_quantised(logits: torch.Tensor, quantised: torch.Tensor, quantization: dict[str, Any]) -> None:
+    """Check that a base that is not quantised any more computes what it computed in training.
+
+    Raises:
+        StageError: it does not: a merge into it would lose what the adapter learned.
+    """
+    bits, bound = (4, 0.05) if quantization.get("load_in_4bit") else (8, 0.2)  # 8 bits round the inputs of a layer too
+    ratio = _rms(logits - quantised) / _rms(quantised)
+    if not ratio <= bound:
+        raise StageError(
+            f"the base model taken out of its {bits} bits computes something else than in training: logits differ by "
+            f"{ratio:.3g} (RMS over RMS), at most {bound:.3g} is rounding. Nothing was kept; please report it."
+        )
 
 
 def logits_of(model: PreTrainedModel | PeftModel, rows: torch.Tensor) -> torch.Tensor:

@@ -21,12 +21,27 @@ import orjson
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from stages.base_model import TOKENIZER_FILES
 from stages.errors import StageError
-from stages.merge_check import LOGIT_BOUNDS, WEIGHT_BOUNDS, compare, fingerprint, shapes_of
+from stages.merge_check import (
+    LOGIT_BOUNDS,
+    WEIGHT_BOUNDS,
+    compare,
+    compare_quantised,
+    fingerprint,
+    logits_of,
+    probe_rows,
+    shapes_of,
+)
 
 ADAPTER = "adapter_model.safetensors"
 SHARD_SIZE = "5GB"
@@ -34,13 +49,26 @@ SHARD_SIZE = "5GB"
 
 @dataclass(frozen=True)
 class Job:
-    """What to merge: folders of the base model, of the adapter (with the tokenizer beside it) and of the result."""
+    """What to merge.
+
+    Attributes:
+        base_model: folder of the base model.
+        adapter: folder of the adapter, with the tokenizer beside it.
+        output: folder of the result.
+        result: file of the outcome.
+        dtype: of the merged weights.
+        trained_dtype: in which the base was loaded for training; its quantised weights were rounded from there.
+        quantization: arguments of BitsAndBytesConfig in training, or None.
+        trust_remote_code: whether the base model's own code may run.
+    """
 
     base_model: Path
     adapter: Path
     output: Path
     result: Path
     dtype: str
+    trained_dtype: str
+    quantization: dict[str, Any] | None
     trust_remote_code: bool
 
     @classmethod
@@ -74,16 +102,24 @@ def merge(job: Job) -> dict[str, Any]:
     """
     print(f"loading {job.base_model.name} in {job.dtype}")  # noqa: T201
     tokenizer = AutoTokenizer.from_pretrained(job.adapter, trust_remote_code=job.trust_remote_code)
-    base = load_model(job.base_model, job)
-    fit_vocabulary(base, job.adapter, len(tokenizer))
+    base = load_base(job, len(tokenizer))
+    rows = probe_rows(min(len(tokenizer), base.get_input_embeddings().weight.shape[0]))
+    quantised_logits = None
+    if job.quantization:
+        quantised_logits = logits_of(load_adapter(base, job.adapter), rows)
+        del base
+        gc.collect()
+        base = load_base(job, len(tokenizer)).dequantize().to(getattr(torch, job.dtype))
     shapes = shapes_of(base)
     adapted = load_adapter(base, job.adapter)
-    expected = fingerprint(adapted, shapes, min(len(tokenizer), base.get_input_embeddings().weight.shape[0]))
+    expected = fingerprint(adapted, shapes, rows)
+    if quantised_logits is not None:
+        compare_quantised(expected.logits, quantised_logits, job.quantization or {})
     print(f"merging {len(expected.products)} adapted layers")  # noqa: T201
     save(adapted.merge_and_unload(), tokenizer, job)  # not its "safe" way, which rounds twice in bfloat16
     del base, adapted
     gc.collect()  # so that one model at a time is in memory
-    merged = load_model(job.output, job)
+    merged = load_model(job.output, job, job.dtype)
     difference = compare(merged, expected, job.dtype)
     print(  # noqa: T201
         f"checked: logits differ from base + adapter by {difference.logits:.2g} (allowed "
@@ -96,16 +132,28 @@ def merge(job: Job) -> dict[str, Any]:
     }
 
 
-def load_model(folder: Path, job: Job) -> PreTrainedModel:
+def load_base(job: Job, tokens: int) -> PreTrainedModel:
+    """Load the base model as it was in training, quantised if it was, with embeddings for its tokens."""
+    if job.quantization:
+        config = BitsAndBytesConfig(**job.quantization)
+        base = load_model(job.base_model, job, job.trained_dtype, quantization_config=config)
+    else:
+        base = load_model(job.base_model, job, job.dtype)
+    fit_vocabulary(base, job.adapter, tokens)
+    return base
+
+
+def load_model(folder: Path, job: Job, dtype: str, **options: Any) -> PreTrainedModel:
     """Load a model onto the CPU, whole: no key missing, none left over."""
     model, report = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=getattr(torch, job.dtype),
+        dtype=getattr(torch, dtype),
         attn_implementation="eager",
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=job.trust_remote_code,
         output_loading_info=True,
+        **options,
     )
     problems = {name: sorted(map(str, keys)) for name, keys in report.items() if keys}
     if problems:

@@ -34,7 +34,8 @@ def check_isolation(model: PreTrainedModel, batches: Batches, *, tf32: bool = Fa
     samples = [_cut(sample) for sample in batches.samples(sequence)[:SAMPLES]]
     alone = [batches.collate([[sample]]) for sample in samples]
     worst = leak(model, batches.collate([samples]), alone, [len(sample.input_ids) for sample in samples])
-    tolerance = TOLERANCES[torch.bfloat16 if tf32 else _compute_dtype(model)]
+    rounds = tf32 or getattr(model, "is_loaded_in_8bit", False)
+    tolerance = TOLERANCES[torch.bfloat16 if rounds else _compute_dtype(model)]
     if not worst <= tolerance:  # also where it is not a number
         implementation = getattr(model.config, "_attn_implementation", "?")
         raise StageError(

@@ -11,10 +11,11 @@ from typing import Any
 import orjson
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from configs.schema import RunConfig
 from stages.errors import ConfigError, Problem, StageError
+from stages.quantization import quantization
 from stages.train.job import Job
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,8 +45,10 @@ def load_model(job: Job, vocabulary: int) -> PreTrainedModel:
 def _load_base(job: Job) -> PreTrainedModel:
     frozen = job.run.adapter is not None
     dtype = torch.float32 if uses_autocast(job) and not frozen else DTYPES[job.precision]
-    attention = job.run.attn_implementation
-    options = {"attn_implementation": attention} if attention else {}
+    attention, bits = job.run.attn_implementation, quantization(job.run, job.precision)
+    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    if bits is not None:
+        options["quantization_config"] = BitsAndBytesConfig(**bits)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             job.model, dtype=dtype, use_safetensors=True, trust_remote_code=job.run.trust_remote_code, **options
@@ -62,7 +65,19 @@ def _load_base(job: Job) -> PreTrainedModel:
             remedy = "Check the folder: it must hold a causal language model with its weights in safetensors."
         rule = f"the model cannot be loaded: {error}"
         raise ConfigError([Problem("configuration", key, value, rule, remedy)]) from error
+    _keep_trainable_layout(model)
     return model
+
+
+def _keep_trainable_layout(model: PreTrainedModel) -> None:
+    """Let 4-bit layers keep their layout when the model is evaluated.
+
+    On CPUs with AVX512-BF16 bitsandbytes turns it, at the first pass in evaluation mode, into one for inference that no
+    gradient goes through: the layers below would train no more, and only a warning of torch's tells.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _grow_vocabulary(model: PreTrainedModel, run: RunConfig, vocabulary: int) -> None:

@@ -11,6 +11,7 @@ import orjson
 from configs.schema import RunConfig
 from stages.artifacts import ArtifactWriter
 from stages.base_model import MODEL_FILES, find_model
+from stages.quantization import quantization
 from stages.stage import Context, Stage, Upstream
 from stages.tokens import Packs
 from stages.train.checkpoints import is_whole
@@ -18,6 +19,7 @@ from stages.train.job import Job, WorkFolder
 from stages.train.launch import launch
 from stages.train.machine import Machine, precision, tf32, this_machine, threads, world_size
 from stages.train.outcome import error_of
+from stages.train.rules import check, needed_packages
 from stages.train.schedule import plan_schedule
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
@@ -59,6 +61,7 @@ random number, and a resumed training gives the same losses to the last bit."""
 
 
 def _inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
+    check(context.run)
     return key_inputs(context, this_machine())
 
 
@@ -72,11 +75,12 @@ def key_inputs(context: Context, machine: Machine) -> dict[str, Any]:
         **adapter,
         **{name: getattr(run, name) for name in OPTIMISATION_KEYS},
         "precision": precision(run, machine),
+        "quantization": quantization(run, precision(run, machine)),
         "weights_in_low_precision": run.bf16 == "full",
         "tf32": tf32(run, machine),
         "world_size": world_size(run, machine),
         "evaluates_in_passes_of": _eval_pass(run),
-        "libraries": {name: version(name) for name in LIBRARIES},
+        "libraries": {name: version(name) for name in (*LIBRARIES, *needed_packages(run))},
     }
 
 
@@ -137,4 +141,4 @@ def _job(context: Context, upstream: Upstream, writer: ArtifactWriter) -> Job:
     )
 
 
-STAGE = Stage("train", version=1, needs=("tokenize", "pack"), inputs=_inputs, produce=_produce)
+STAGE = Stage("train", version=2, needs=("tokenize", "pack"), inputs=_inputs, produce=_produce)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from stages.artifacts import Artifact, digest_of
 from stages.artifacts.store import read_artifact
 from stages.errors import StageError, TransientError
+from stages.quantization import quantization
 from stages.tokens import Packs, TokenRows
 from stages.train.arguments import training_arguments
 from stages.train.attention import check_isolation
@@ -124,6 +125,7 @@ def _prepare_process(job: Job) -> None:
         logging.getLogger().setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)  # of one library about another
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8-bit layers say at each product that they round
     transformers.logging.set_verbosity_warning()
     transformers.logging.disable_progress_bar()
     transformers.set_seed(job.run.seed)
@@ -178,6 +180,7 @@ def _facts(trainer: PackedTrainer, job: Job, schedule: Schedule) -> dict[str, An
     return {
         "kind": "adapter" if job.run.adapter else "model",
         "precision": job.precision,
+        "quantization": quantization(job.run, job.precision),
         "steps": schedule.steps,
         "steps_per_epoch": schedule.steps_per_epoch,
         "epochs": round(schedule.epochs, 4),
