@@ -45,13 +45,13 @@ def test_defaults_are_those_of_axolotl(tmp_path: Path) -> None:
 
 
 def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
-    text = GOOD + "sequence_len: many\nadaptor: lora\nval_set_size: -1\nload_in_4bit: true\n"
+    text = GOOD + "sequence_len: many\nadaptor: lora\nval_set_size: -1\ngptq: true\n"
     found = {problem.key: problem for problem in problems(tmp_path, text, "seed=-3")}
-    assert set(found) == {"sequence_len", "adaptor", "val_set_size", "load_in_4bit", "seed"}
+    assert set(found) == {"sequence_len", "adaptor", "val_set_size", "gptq", "seed"}
     assert found["sequence_len"].place.endswith("run.yaml:8:1")
     assert "integer" in found["sequence_len"].rule
     assert "Did you mean adapter" in found["adaptor"].remedy
-    assert found["load_in_4bit"].place.endswith("run.yaml:11:1")
+    assert found["gptq"].place.endswith("run.yaml:11:1")
     assert found["seed"].place == "command line"
 
 
