@@ -247,7 +247,8 @@ def _tokenized(loaded: LoadedRun) -> Artifact:
     from stages.pipeline import stages_until
     from stages.stage import open_run, run_stage
 
-    context, store = open_run(loaded.run)
+    looking = loaded.run.model_copy(update={"max_rejected_ratio": 1.0})  # rejected rows are there to be looked at
+    context, store = open_run(looking)
     upstream: dict[str, Artifact] = {}
     for stage in stages_until("tokenize"):
         upstream[stage.name] = run_stage(stage, context, upstream, store).artifact

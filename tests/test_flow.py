@@ -134,6 +134,17 @@ def test_a_wrong_configuration_is_exit_code_2_without_a_traceback(project: Proje
     assert "there is no such folder" in done.err
 
 
+def test_too_many_broken_rows_stop_a_run_but_can_be_looked_at(project: Project) -> None:
+    data = project.folder / "data.jsonl"
+    data.write_bytes(data.read_bytes() + b'not JSON\n{"messages": []}\n')
+    assert len(project.sft("inspect", "run.yaml", "--jsonl").out.splitlines()) == 60
+    done = project.sft("run", "run.yaml", "--until", "pack", expect=2)
+    assert "2 of 62 rows cannot be used" in done.err
+    assert "Traceback" not in done.err
+    document = project.run("--until", "pack", "max_rejected_ratio=0.1")
+    assert statuses(document) == {"fetch": "reused", "tokenize": "reused", "pack": "ran"}
+
+
 def test_refresh_and_until(project: Project) -> None:
     document = project.run("--refresh", "pack", "--until", "pack")
     assert statuses(document) == {"fetch": "reused", "tokenize": "reused", "pack": "ran"}

@@ -71,7 +71,7 @@ def _tokens(shards: list[list[Row]], writer: Any) -> dict[str, Any]:
         with writer.create(f"{dataset}.arrow") as draft:
             write_arrow(draft.path, pa.table(columns, schema=TOKEN_SCHEMA))
         facts.append({"file": f"{dataset}.arrow", "dataset": dataset, "rows": len(rows), "tokens": 0})
-    return {"shards": facts}
+    return {"shards": facts, "rows_read": sum(map(len, shards)), "rejected": {}}
 
 
 def sequences(artifact: Artifact, side: str) -> list[list[int]]:

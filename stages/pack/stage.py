@@ -10,7 +10,7 @@ import orjson
 import pyarrow as pa
 
 from configs.schema import RunConfig
-from stages.artifacts import ArtifactWriter
+from stages.artifacts import Artifact, ArtifactWriter
 from stages.errors import ConfigError, DataError, Problem, StageError
 from stages.pack.best_fit import pack_best_fit
 from stages.pack.selection import Selection, held_out_rows, select, shuffled
@@ -23,6 +23,7 @@ SHOWN = 3
 
 def _inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
     run = context.run
+    _refuse_broken_data(upstream["tokenize"], run)
     return {
         "sequence_len": run.sequence_len,
         "excess_length_strategy": run.excess_length_strategy,
@@ -60,6 +61,18 @@ def _produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> di
 
 def _packs_eval(run: RunConfig) -> bool:
     return run.sample_packing if run.eval_sample_packing is None else run.eval_sample_packing
+
+
+def _refuse_broken_data(tokens: Artifact, run: RunConfig) -> None:
+    """Stop at data of which too much was rejected, also when a run with another limit tokenized it."""
+    lost, read = sum(tokens.facts["rejected"].values()), tokens.facts["rows_read"]
+    if lost <= run.max_rejected_ratio * read:
+        return
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in tokens.facts["rejected"].items())
+    raise DataError(
+        f"{lost} of {read} rows cannot be used ({reasons}); max_rejected_ratio allows {run.max_rejected_ratio:.1%}. "
+        f"{tokens.path('rejected.jsonl')} lists them. Correct them, or raise max_rejected_ratio to go on without them."
+    )
 
 
 def _refuse_long_rows(rows: TokenRows, run: RunConfig) -> None:
