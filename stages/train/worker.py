@@ -23,10 +23,12 @@ from stages.train.attention import check_isolation
 from stages.train.checkpoints import newest_checkpoint, seal_final, step_of
 from stages.train.data import Batches, BatchForm
 from stages.train.job import Job, WorkFolder
+from stages.train.loss import loss_by_chunks
 from stages.train.metrics import MetricsLog
 from stages.train.model import DTYPES, load_model, save_final, uses_autocast
 from stages.train.outcome import STOPPED
 from stages.train.schedule import Schedule, plan_schedule
+from stages.train.sharding import check_sharded, whole_weights
 from stages.train.stopping import StopFlag
 from stages.train.trainer import Course, PackedTrainer, Recorder
 
@@ -81,15 +83,15 @@ def _train(job: Job, stop: StopFlag) -> int:
     )
     _check_processes(trainer, job)
     _check_attention(trainer, job, batches)
+    _choose_loss(trainer, job, batches)
     checkpoint = _checkpoint_for_all(job, work, is_first=is_first)
     torch.manual_seed(run.seed + arguments.process_index)  # from here on each process draws its own dropout
     logger.info("%s, %s", _describe_model(model), _describe_course(schedule))
     trainer.train(resume_from_checkpoint=checkpoint)
     if course.stopped_at is not None:
         logger.info("stopped by SIGTERM after step %d of %d; checkpoint written", course.stopped_at, schedule.steps)
-    elif is_first:
-        save_final(trainer.accelerator.unwrap_model(trainer.model), job, work.final / "model")
-        seal_final(work.done, work.final, key=job.key, facts=_facts(trainer, job, schedule))
+    else:
+        _save(trainer, job, work, schedule)
     _leave_together()
     return STOPPED if course.stopped_at is not None else 0
 
@@ -132,19 +134,25 @@ def _prepare_process(job: Job) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _check_processes(trainer: PackedTrainer, job: Job) -> None:
-    """Refuse to train as several processes that know nothing of each other: each would see all rows."""
-    found = trainer.accelerator.num_processes
-    if found != job.world_size:
-        raise StageError(f"{job.world_size} training processes were started, but they form groups of {found}")
-
-
-def _check_attention(trainer: PackedTrainer, job: Job, batches: Batches) -> None:
+def _check(trainer: PackedTrainer, job: Job, batches: Batches) -> None:
+    """Look at the model as it is about to train: do all processes share it, and do packed samples stay apart."""
+    check_sharded(trainer, job.run.sharding, job.world_size)
     device = trainer.args.device.type
     with torch.autocast(device, DTYPES[job.precision], enabled=uses_autocast(job)):
         worst = check_isolation(trainer.model, batches, tf32=job.tf32)
     if worst is not None:
         logger.info("packed samples do not see each other: largest relative difference of logits %.2g", worst)
+
+
+def _save(trainer: PackedTrainer, job: Job, work: WorkFolder, schedule: Schedule) -> None:
+    """Write the final model and the end marker, in the first process, with the help of all."""
+    is_first = trainer.args.process_index == 0
+    weights = None
+    if job.run.sharding == "fsdp2":
+        weights = whole_weights(trainer.model, trained_only=job.run.adapter is not None, is_first=is_first)
+    if is_first:
+        save_final(trainer.accelerator.unwrap_model(trainer.model), job, work.final / "model", weights)
+        seal_final(work.done, work.final, key=job.key, facts=_facts(trainer, job, schedule))
 
 
 def _checkpoint_for_all(job: Job, work: WorkFolder, *, is_first: bool) -> str | None:
