@@ -28,7 +28,6 @@ from stages.train.metrics import MetricsLog
 from stages.train.model import DTYPES, load_model, save_final, uses_autocast
 from stages.train.outcome import STOPPED
 from stages.train.schedule import Schedule, plan_schedule
-from stages.train.sharding import check_sharded, whole_weights
 from stages.train.stopping import StopFlag
 from stages.train.trainer import Course, PackedTrainer, Recorder
 
@@ -90,8 +89,9 @@ def _train(job: Job, stop: StopFlag) -> int:
     trainer.train(resume_from_checkpoint=checkpoint)
     if course.stopped_at is not None:
         logger.info("stopped by SIGTERM after step %d of %d; checkpoint written", course.stopped_at, schedule.steps)
-    else:
-        _save(trainer, job, work, schedule)
+    elif is_first:
+        save_final(trainer.accelerator.unwrap_model(trainer.model), job, work.final / "model")
+        seal_final(work.done, work.final, key=job.key, facts=_facts(trainer, job, schedule))
     _leave_together()
     return STOPPED if course.stopped_at is not None else 0
 
@@ -134,9 +134,14 @@ def _prepare_process(job: Job) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _check(trainer: PackedTrainer, job: Job, batches: Batches) -> None:
-    """Look at the model as it is about to train: do all processes share it, and do packed samples stay apart."""
-    check_sharded(trainer, job.run.sharding, job.world_size)
+def _check_processes(trainer: PackedTrainer, job: Job) -> None:
+    """Refuse to train as several processes that know nothing of each other: each would see all rows."""
+    found = trainer.accelerator.num_processes
+    if found != job.world_size:
+        raise StageError(f"{job.world_size} training processes were started, but they form groups of {found}")
+
+
+def _check_attention(trainer: PackedTrainer, job: Job, batches: Batches) -> None:
     device = trainer.args.device.type
     with torch.autocast(device, DTYPES[job.precision], enabled=uses_autocast(job)):
         worst = check_isolation(trainer.model, batches, tf32=job.tf32)
@@ -144,15 +149,15 @@ def _check(trainer: PackedTrainer, job: Job, batches: Batches) -> None:
         logger.info("packed samples do not see each other: largest relative difference of logits %.2g", worst)
 
 
-def _save(trainer: PackedTrainer, job: Job, work: WorkFolder, schedule: Schedule) -> None:
-    """Write the final model and the end marker, in the first process, with the help of all."""
-    is_first = trainer.args.process_index == 0
-    weights = None
-    if job.run.sharding == "fsdp2":
-        weights = whole_weights(trainer.model, trained_only=job.run.adapter is not None, is_first=is_first)
-    if is_first:
-        save_final(trainer.accelerator.unwrap_model(trainer.model), job, work.final / "model", weights)
-        seal_final(work.done, work.final, key=job.key, facts=_facts(trainer, job, schedule))
+def _choose_loss(trainer: PackedTrainer, job: Job, batches: Batches) -> None:
+    device = trainer.args.device.type
+    with torch.autocast(device, DTYPES[job.precision], enabled=uses_autocast(job)):
+        by_chunks = loss_by_chunks(trainer.model, batches.__getitems__([0]))
+    if not by_chunks:
+        logger.warning(
+            "%s computes its own loss, with the logits of whole batches: memory for them grows with micro_batch_size",
+            type(trainer.model).__name__,
+        )
 
 
 def _checkpoint_for_all(job: Job, work: WorkFolder, *, is_first: bool) -> str | None:
