@@ -1,70 +1,211 @@
 """Keys of axolotl that are not in our schema: what becomes of each.
 
-A key whose value asks for nothing (null, false, an empty list) is accepted whatever its class.
+Three classes besides "acted on" (a key of the schema): accepted without effect, replaced by another key, refused. A key
+whose value asks for nothing (null, false, an empty list) is accepted whatever its class. Keys inside sections are in
+`configs.axolotl_sections`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+
+def spread(groups: Mapping[str, str]) -> dict[str, str]:
+    """Return key -> text for groups of keys that share a text.
+
+    >>> spread({"the reason": "a b"})
+    {'a': 'the reason', 'b': 'the reason'}
+    """
+    return {key: text for text, keys in groups.items() for key in keys.split()}
+
+
 _TRACKING = "experiment trackers are not connected yet; metrics are in output_dir/metrics.jsonl and report.html"
 _STORE = "prepared data is kept in artifact_store under a content key, so it needs no folder of its own"
-_MULTIMODAL = "only text is trained here"
-_PREFERENCE = "only supervised fine-tuning is done here"
-_QUANTISED = "set adapter: lora without quantisation, or a smaller base_model"
-_SHARDED = "remove it; several processes train with DDP: launcher: {processes: 2}"
 
-WITHOUT_EFFECT: dict[str, str] = {
-    "dataset_prepared_path": _STORE,
-    "dataset_keep_in_memory": _STORE,
-    "strict": "this reader is always strict: an unknown key is an error",
-    "model_type": "the model class is found from config.json",
-    "tokenizer_type": "the tokenizer class is found from the tokenizer's own files",
-    "low_cpu_mem_usage": "weights are always read by memory map",
-    "auto_resume_from_checkpoints": "a run always continues from its newest complete checkpoint",
-    "save_safetensors": "weights are always written as safetensors",
-    "remove_unused_columns": "batches hold only what the model reads",
-    "ddp_find_unused_parameters": "every trained parameter takes part in every step",
-    "group_by_length": "packing leaves no padding that grouping could save",
-    "wandb_project": _TRACKING,
-    "wandb_entity": _TRACKING,
-    "wandb_name": _TRACKING,
-    "wandb_watch": _TRACKING,
-    "wandb_log_model": _TRACKING,
-    "wandb_run_id": _TRACKING,
-    "wandb_mode": _TRACKING,
-    "use_wandb": _TRACKING,
-    "use_mlflow": _TRACKING,
-    "mlflow_experiment_name": _TRACKING,
-    "mlflow_tracking_uri": _TRACKING,
-    "use_tensorboard": _TRACKING,
-    "use_comet": _TRACKING,
-    "use_trackio": _TRACKING,
-    "trackio_project_name": _TRACKING,
-    "trackio_run_name": _TRACKING,
-}
+WITHOUT_EFFECT: dict[str, str] = spread(
+    {
+        # data
+        _STORE: "dataset_prepared_path dataset_keep_in_memory num_dataset_shards_to_save",
+        "rows are always prepared before training, by a stage of their own": "is_preprocess preprocess_iterable",
+        "fetch streams in constant memory": "streaming_multipack_buffer_size pretrain_multipack_buffer_size",
+        "packed samples are always isolated from each other": "pretrain_multipack_attn",
+        "packing looks at all rows at once (best-fit decreasing), not at groups and bins": (
+            "sample_packing_group_size sample_packing_bin_size sample_packing_mp_start_method"
+        ),
+        "every packed sequence is one row of a batch, isolated by its positions": "multipack_real_batches",
+        "computed exactly from the packed data": "total_num_tokens total_supervised_tokens sample_packing_eff_est",
+        "packing leaves no padding that grouping could save": "group_by_length",
+        "rows of padding fill the last batch and add nothing to the loss": "dataloader_drop_last",
+        "batches hold only what the model reads": "remove_unused_columns",
+        "set by this project for memory-mapped data": "dataloader_prefetch_factor dataloader_pin_memory",
+        "the Hub's token is taken from HF_TOKEN or `hf auth login`": "hf_use_auth_token",
+        "nothing to shard over separate machines: tokenized shards are content-addressed": (
+            "dataset_shard_num dataset_shard_idx"
+        ),
+        # model and tokenizer
+        "the model class is found from config.json": "model_type type_of_model",
+        "the tokenizer class is found from the tokenizer's own files": "tokenizer_type tokenizer_legacy",
+        "the fast tokenizer is always used": "tokenizer_use_fast",
+        "the chat template is always written beside the tokenizer": "tokenizer_save_jinja_files",
+        "weights are always read by memory map": "low_cpu_mem_usage experimental_skip_move_to_device lora_on_cpu",
+        "found from config.json": (
+            "is_falcon_derived_model is_llama_derived_model is_mistral_derived_model is_qwen_derived_model"
+        ),
+        "the merge writes shard by shard and is checked against base + adapter": "merge_lora merge_method",
+        "only text is trained here": (
+            "image_size image_resize_algorithm role_boundaries freeze_mm_modules processor_kwargs"
+        ),
+        # speed and devices: another way to the same result
+        "the same result without this kernel": (
+            "lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel use_kernels fused_attn_kernel "
+            "flash_attn_cross_entropy flash_attn_fuse_mlp flash_optimum flex_attn_compile_kwargs sdpa_varlen "
+            "gemma4_hybrid_attn_impl large_head_attention flash_attn_d512 tiled_mlp tiled_mlp_num_shards "
+            "tiled_mlp_use_original_mlp experts_implementation use_scattermoe use_sonicmoe"
+        ),
+        "the model's plain operators are used; the loss never holds the logits of all positions": (
+            "liger_rope liger_rms_norm liger_rms_norm_gated liger_layer_norm liger_glu_activation "
+            "liger_cross_entropy liger_fused_linear_cross_entropy cut_cross_entropy chunked_cross_entropy "
+            "chunked_cross_entropy_num_chunks"
+        ),
+        "the loss is always the mean over all trained tokens": "liger_use_token_scaling",
+        "recomputation keeps activations on the device": "activation_offloading layer_offloading",
+        "processes are started and placed by torchrun": (
+            "device device_map world_size local_rank ddp ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers "
+            "accelerator_config use_ray ray_run_name ray_num_workers resources_per_worker"
+        ),
+        "every trained parameter takes part in every step": "ddp_find_unused_parameters",
+        "memory is the allocator's business": "torch_empty_cache_steps gc_collect_steps gc_steps",
+        "norms are computed in float32 under mixed precision": "fp32_norms fp32_norm_classes embeddings_skip_upcast",
+        "an axolotl setting of torchdistx, which is no longer made": "torchdistx_path",
+        # saving and following
+        "a run always continues from its newest complete checkpoint": "auto_resume_from_checkpoints",
+        "weights are always written as safetensors": "save_safetensors",
+        "tokens per second are always in metrics.jsonl": "include_tokens_per_second include_tkps",
+        "axolotl's own bookkeeping": "axolotl_config_path strict",
+        _TRACKING: (
+            "wandb_project wandb_entity wandb_name wandb_watch wandb_log_model wandb_run_id wandb_mode use_wandb "
+            "use_mlflow mlflow_experiment_name mlflow_tracking_uri mlflow_run_name hf_mlflow_log_artifacts "
+            "use_tensorboard use_comet comet_api_key comet_workspace comet_project_name comet_experiment_key "
+            "comet_mode comet_online comet_experiment_config use_trackio trackio_project_name trackio_run_name "
+            "trackio_space_id use_otel_metrics otel_metrics_host otel_metrics_port"
+        ),
+        "a setting of axolotl's chat window": (
+            "gradio_title gradio_share gradio_server_name gradio_server_port gradio_max_new_tokens gradio_temperature"
+        ),
+        "sample generations are not made yet": (
+            "generate_samples num_generation_samples generation_max_new_tokens generation_temperature "
+            "generation_top_p generation_top_k generation_prompt_ratio generation_do_sample"
+        ),
+        "the loss on the evaluation set is the only measure": (
+            "do_causal_lm_eval eval_causal_lm_metrics do_bench_eval bench_dataset bench_split"
+        ),
+        "the health of the training is not watched yet": "loss_watchdog_threshold loss_watchdog_patience",
+        "profiles are not recorded yet": "profiler_steps profiler_steps_start",
+        # parts of something that is refused by its main key
+        "part of relora": (
+            "relora_prune_ratio relora_prune_method relora_cpu_offload jagged_restart_warmup_steps "
+            "jagged_restart_anneal_steps"
+        ),
+        "part of lisa_n_layers": "lisa_step_interval lisa_layers_attribute",
+        "part of an optimizer that is not built in": (
+            "dion_lr dion_momentum dion_rank_fraction dion_rank_multiple_of qgalore_rank qgalore_update_proj_gap "
+            "qgalore_scale qgalore_proj_type qgalore_proj_quant qgalore_proj_bits qgalore_proj_group_size "
+            "qgalore_cos_threshold qgalore_gamma_proj qgalore_queue_size adam_epsilon2 adam_beta3"
+        ),
+        "part of use_pose": "pose_split_on_token_ids pose_max_context_len pose_num_chunks",
+        "part of use_eaft": "eaft_alpha eaft_k",
+        "part of scaling_softmax": "scaling_softmax_factor scaling_softmax_bias",
+        "part of torch_compile": "torch_compile_backend torch_compile_mode torch_compile_options deepcompile",
+        "part of context_parallel_size": "heads_k_stride ring_attn_func",
+        "part of fp8": "fp8_enable_fsdp_float8_all_gather",
+        "part of model_quantization_config": "model_quantization_config_kwargs",
+        "part of spectrum": "spectrum_top_fraction spectrum_model_name",
+        "part of loraplus_lr_ratio": "loraplus_lr_embedding",
+        "part of shrink_embeddings and vocabulary growth": "mean_resizing_embeddings",
+        "quantised weights are sharded without it": "qlora_sharded_model_loading",
+        "the keys of a plugin are read without it": "plugins",
+    }
+)
 
-REFUSED: dict[str, str] = {
-    "gptq": _QUANTISED,
-    "deepspeed": _SHARDED,
-    "fsdp": _SHARDED,
-    "fsdp_config": _SHARDED,
-    "lora_model_dir": "remove it; training starts from base_model",
-    "resume_from_checkpoint": "remove it; a run always continues from its newest complete checkpoint",
-    "pretraining_dataset": "use datasets with type: completion",
-    "streaming": "use datasets; fetch reads in constant memory anyway",
-    "test_datasets": "use val_set_size",
-    "rl": _PREFERENCE,
-    "reward_model": _PREFERENCE,
-    "process_reward_model": _PREFERENCE,
-    "processor_type": _MULTIMODAL,
-    "plugins": "remove it; no plugin is needed for what this reader accepts",
-    "unfrozen_parameters": "remove it; train an adapter or the full model",
-    "max_packed_sequence_len": "use sequence_len and sample_packing",
-    "rope_scaling": "set it in the base model's config.json",
-    "push_dataset_to_hub": "remove it; the tokenized rows are in artifact_store",
-    "hub_model_id": "publish to a folder or fsspec URL: publish: s3://bucket/model",
-    "torch_compile": "remove it",
-    "early_stopping_patience": "remove it; watch eval_loss in metrics.jsonl",
-}
+_PREFERENCE = "only supervised fine-tuning is done here; use a library for preference training"
+_QUANTISED = "set adapter: qlora and load_in_4bit: true, on a base model that is not quantised"
+_PARALLEL = "remove it; lower sequence_len, or shard with fsdp_config"
+_TARGETS = "use lora_target_modules, a list of names or one regular expression"
+_OPTIMIZER = "remove it; use an optimizer that transformers names, such as adamw_torch_fused"
+
+REFUSED: dict[str, str] = spread(
+    {
+        _PREFERENCE: "rl reward_model process_reward_model",
+        "only text is trained here; use a text-only base_model": "processor_type",
+        _QUANTISED: (
+            "gptq model_quantization_config use_onebitllms qat quantization quantize_moe_experts "
+            "llama4_linearized_experts"
+        ),
+        _PARALLEL: "context_parallel_size tensor_parallel_size dp_shard_size dp_replicate_size",
+        "merge lora_model_dir into a base model first, and name that as base_model": "lora_model_dir",
+        "remove it; a run always continues from its newest complete checkpoint": "resume_from_checkpoint",
+        "use datasets with type: completion": "pretraining_dataset pretraining_sample_concatenation",
+        "use datasets; fetch reads in constant memory anyway": "streaming",
+        "use datasets with type chat_template or completion; rows are always prepared": "skip_prepare_dataset",
+        "use val_set_size": "test_datasets eval_sequence_len",
+        "remove duplicate rows from the data": "dataset_exact_deduplication",
+        "remove it; packing keeps no order": "curriculum_sampling sample_packing_sequentially",
+        "use shuffle_merged_datasets, which shuffles every row": "shuffle_before_merging_datasets",
+        "remove it; the tokenized rows are in artifact_store": "push_dataset_to_hub",
+        "use sample_packing: true": "batch_flattening",
+        "use pad_to_sequence_len: true": "pad_to_multiple_of",
+        "use sequence_len and sample_packing": "max_packed_sequence_len",
+        "put the text into a system message of the data, or use chat_template_jinja": "default_system_message",
+        "use special_tokens.additional_special_tokens": "tokens added_tokens_overrides",
+        "use a tokenizer with a tokenizer.json (tokenizer_config)": "tokenizer_use_mistral_common",
+        "change the base model's config.json, or name a base model that has it": (
+            "rope_scaling model_config overrides_of_model_config model_kwargs overrides_of_model_kwargs "
+            "base_model_config cls_model_config"
+        ),
+        "remove it; the vocabulary grows by itself where the tokenizer has more tokens": (
+            "resize_token_embeddings_to_32x shrink_embeddings fix_untrained_tokens"
+        ),
+        "remove it; training starts from the weights of base_model": "reinit_weights",
+        _TARGETS: (
+            "lora_target_parameters peft_layers_to_transform peft_layers_pattern peft_layer_replication "
+            "peft_trainable_token_indices"
+        ),
+        "remove it; a plain LoRA (lora_r, lora_alpha) is trained": (
+            "lora_fan_in_fan_out lora_rank_pattern lora_alpha_pattern peft peft_use_dora peft_use_rslora "
+            "peft_init_lora_weights peft_ensure_weight_tying peft_autocast_adapter_dtype relora jagged_restart_steps "
+            "lisa_n_layers"
+        ),
+        "remove it; one learning_rate holds for all parameters": (
+            "loraplus_lr_ratio embedding_lr embedding_lr_scale lr_groups optim_target_modules"
+        ),
+        "use lr_scheduler: cosine_with_min_lr and lr_scheduler_kwargs: {min_lr_rate: 0.1}": (
+            "cosine_min_lr_ratio cosine_constant_lr_ratio lr_quadratic_warmup lr_div_factor"
+        ),
+        "train an adapter, or the full model": "unfrozen_parameters",
+        "set micro_batch_size; `sft plan` says what fits": "auto_find_batch_size",
+        "use bf16: true": "fp8",
+        "use bf16: full": "bfloat16",
+        "use fp16: true": "float16",
+        "use bf16: false and fp16: false": "float32",
+        "use gradient_checkpointing: true": "selective_checkpointing dynamic_checkpoint",
+        "remove it; `sft plan` says what fits": "max_memory gpu_memory_limit",
+        "use attn_implementation: sdpa": "s2_attention scaling_softmax",
+        "remove it; the same result without it": "flash_attn_rms_norm",
+        "remove it; plain cross-entropy is the loss": "use_eaft use_pose",
+        "remove it": "torch_compile diffusion llmcompressor",
+        "remove it; the Trainer is this project's": "trainer_cls",
+        "publish to a folder or fsspec URL: publish: s3://bucket/model": "hub_model_id hub_strategy hub_revision",
+        "remove it; watch eval_loss in metrics.jsonl": (
+            "early_stopping_patience load_best_model_at_end metric_for_best_model greater_is_better"
+        ),
+        "remove it; a checkpoint always holds all that a training needs to continue": "save_only_model save_first_step",
+        "use eval_steps or evals_per_epoch": "eval_strategy",
+        "use save_steps or saves_per_epoch": "save_strategy",
+        "use lora_target_linear: true; the kernels of unsloth are not used": (
+            "unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o unsloth_rms_norm unsloth_rope unsloth_cross_entropy_loss"
+        ),
+    }
+)
 
 ALIASES: dict[str, tuple[str, str | None]] = {
     # old key -> (key, the value it stands for when true; None: the same value)
@@ -72,6 +213,27 @@ ALIASES: dict[str, tuple[str, str | None]] = {
     "sdp_attention": ("attn_implementation", "sdpa"),
     "flex_attention": ("attn_implementation", "flex_attention"),
     "eager_attention": ("attn_implementation", "eager"),
+    "xformers_attention": ("attn_implementation", "xformers"),
+    "sage_attention": ("attn_implementation", "sage"),
     "dataset_processes": ("dataset_num_proc", None),
     "noisy_embedding_alpha": ("neftune_noise_alpha", None),
+    "evaluation_strategy": ("eval_strategy", None),
+    "sequence_parallel_degree": ("context_parallel_size", None),
+    "revision_of_model": ("model_revision", None),
+    "liger_swiglu": ("liger_glu_activation", None),
+    "eval_table_size": ("generate_samples", "true"),
+    "eval_max_new_tokens": ("generation_max_new_tokens", None),
+}
+
+READ_INTO: dict[str, str] = {
+    # key -> the key that a reader of its own fills from it
+    "fsdp": "fsdp_config",
+    "fsdp_version": "fsdp_config",
+    "fsdp_final_state_dict_type": "fsdp_config",
+}
+
+PLUGINS: dict[str, str] = {
+    # what may stand under `plugins:` -> the key that it turns on
+    "axolotl.integrations.liger.LigerPlugin": "",
+    "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin": "cut_cross_entropy",
 }

@@ -126,6 +126,39 @@ class PublishConfig(Section):
     to: str = Field(description="Folder or fsspec URL (s3://, gs://, memory excluded) that receives the model.")
 
 
+StateDictType = Literal["FULL_STATE_DICT", "SHARDED_STATE_DICT"]
+
+
+class FsdpConfig(Section):
+    """Sharding by FSDP2: every process holds a part of each weight, gradient and optimizer state."""
+
+    reshard_after_forward: bool = Field(True, description="Give the gathered weights up after the forward pass.")
+    offload_params: bool = Field(False, description="Keep the shards in CPU memory, and step the optimizer there.")
+    cpu_offload_pin_memory: bool = Field(True, description="Pin the CPU memory of offloaded shards.")
+    activation_checkpointing: bool = Field(False, description="Recompute activations: as gradient_checkpointing.")
+    state_dict_type: StateDictType = Field(
+        "FULL_STATE_DICT", description="Form of checkpoints: gathered by the first process, or a part by each."
+    )
+    final_state_dict_type: StateDictType | None = Field(
+        None, description="Accepted without effect: the final model is always complete."
+    )
+    auto_wrap_policy: Literal["TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP"] = Field(
+        "TRANSFORMER_BASED_WRAP", description="What is gathered at once: a layer, or modules of min_num_params."
+    )
+    transformer_layer_cls_to_wrap: Strings = Field((), description="Layer classes; default: the model's own.")
+    min_num_params: int | None = Field(None, ge=1, description="SIZE_BASED_WRAP: parameters of a wrapped module.")
+    cpu_ram_efficient_loading: bool = Field(
+        False, description="Accepted without effect: each process maps the base model's files into memory."
+    )
+    mixed_precision_policy: str | None = Field(None, description="Accepted without effect: as bf16 and fp16 say.")
+
+    @model_validator(mode="after")
+    def _size_needs_a_number(self) -> FsdpConfig:
+        if self.auto_wrap_policy == "SIZE_BASED_WRAP" and self.min_num_params is None:
+            raise ValueError("SIZE_BASED_WRAP needs min_num_params; set fsdp_config.min_num_params: 100000000")
+        return self
+
+
 def _as_publish(value: Any) -> Any:
     return {"to": value} if isinstance(value, str) else value
 
@@ -200,6 +233,12 @@ class RunConfig(Section):
     neftune_noise_alpha: float | None = Field(None, gt=0, description="NEFTune noise on the embeddings.")
     seed: int = Field(42, ge=0, description="Seed of shuffling, dropout and initialisation.")
 
+    # Sharding
+    fsdp_config: FsdpConfig | None = Field(None, description="Shard over the processes with FSDP2.")
+    deepspeed: dict[str, Any] | None = Field(
+        None, description="Shard over the processes with DeepSpeed: its configuration, or the path of its JSON file."
+    )
+
     # Precision and speed
     bf16: bool | Literal["auto", "full"] = Field("auto", description="bfloat16; auto: where the GPU has it.")
     fp16: bool = Field(False, description="float16 mixed precision.")
@@ -267,6 +306,12 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _sharded_once(self) -> RunConfig:
+        if self.fsdp_config is not None and self.deepspeed is not None:
+            raise ValueError("fsdp_config and deepspeed exclude each other; remove deepspeed")
+        return self
+
+    @model_validator(mode="after")
     def _precision_once(self) -> RunConfig:
         if self.fp16 and self.bf16 is True:
             raise ValueError("bf16 and fp16 exclude each other; remove fp16")
@@ -277,6 +322,22 @@ class RunConfig(Section):
         if not self.val_set_size and self.eval_steps is not None:
             raise ValueError("eval_steps asks for an evaluation set; set val_set_size: 0.05, or remove eval_steps")
         return self
+
+    @property
+    def sharding(self) -> Literal["none", "fsdp2", "zero0", "zero1", "zero2", "zero3"]:
+        """Return how weights, gradients and optimizer states are spread over the processes."""
+        if self.fsdp_config is not None:
+            return "fsdp2"
+        if self.deepspeed is None:
+            return "none"
+        stage = self.deepspeed.get("zero_optimization", {}).get("stage", 0)
+        names: dict[Any, Literal["zero1", "zero2", "zero3"]] = {1: "zero1", 2: "zero2", 3: "zero3"}
+        return names.get(stage, "zero0")
+
+    @property
+    def recomputes_activations(self) -> bool:
+        """Return whether activations are recomputed in the backward pass."""
+        return self.gradient_checkpointing or bool(self.fsdp_config and self.fsdp_config.activation_checkpointing)
 
     @property
     def sequences_per_pass(self) -> int:
