@@ -28,6 +28,7 @@ from stages.train.metrics import MetricsLog
 from stages.train.model import DTYPES, load_model, save_final, uses_autocast
 from stages.train.outcome import STOPPED
 from stages.train.schedule import Schedule, plan_schedule
+from stages.train.segments import attend_by_sample
 from stages.train.stopping import StopFlag
 from stages.train.trainer import Course, PackedTrainer, Recorder
 
@@ -67,6 +68,7 @@ def _train(job: Job, stop: StopFlag) -> int:
     arguments = training_arguments(job, schedule)
     is_first = arguments.process_index == 0
     model = load_model(job, tokens.facts["tokenizer"]["vocab_size"])
+    attend_by_sample(model)
     form = batch_form(job, tokens, model)
     batches, eval_batches = Batches(rows, train_packs, form), Batches(rows, eval_packs, form)
     course = Course(schedule, stop, key=job.key, keep=run.save_total_limit)
