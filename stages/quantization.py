@@ -25,6 +25,6 @@ def quantization(run: RunConfig, precision: str) -> dict[str, Any] | None:
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": True,
         "bnb_4bit_compute_dtype": computed_in,
-        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_quant_storage": "uint8" if run.sharding == "none" else computed_in,
         **run.bnb_config_kwargs,
     }

@@ -12,6 +12,7 @@ from stages.errors import ConfigError, Problem
 from stages.train.job import Job
 from stages.train.model import uses_autocast
 from stages.train.schedule import Schedule
+from stages.train.sharding import fsdp_arguments, shard_on_cpu
 
 
 def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
@@ -22,7 +23,7 @@ def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
     run = job.run
     _check_names(run)
     on_gpu = torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(job.work),
         use_cpu=not on_gpu,
         seed=run.seed,
@@ -46,7 +47,7 @@ def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
         bf16=job.precision == "bf16" and uses_autocast(job),
         fp16=job.precision == "fp16" and uses_autocast(job),
         tf32=job.tf32 if on_gpu else None,
-        activation_checkpointing=run.gradient_checkpointing,
+        activation_checkpointing=run.recomputes_activations,  # FSDP's own would draw another dropout
         activation_checkpointing_kwargs={"use_reentrant": False, **run.gradient_checkpointing_kwargs},
         ddp_find_unused_parameters=False,
         dataloader_num_workers=run.dataloader_num_workers,
@@ -59,7 +60,10 @@ def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
         eval_strategy="no",
         disable_tqdm=True,
         report_to="none",
+        **fsdp_arguments(run.fsdp_config, on_gpu=on_gpu),
     )
+    shard_on_cpu(arguments)
+    return arguments
 
 
 def _check_names(run: RunConfig) -> None:

@@ -37,7 +37,7 @@ def load_model(job: Job, vocabulary: int) -> PreTrainedModel:
         _grow_vocabulary(model, job.run, vocabulary)
     if job.run.adapter is None:
         return model
-    if job.run.gradient_checkpointing:
+    if job.run.recomputes_activations:
         model.enable_input_require_grads()  # a recomputed block needs an input with a gradient, and the base is frozen
     return _add_adapter(model, job.run)
 
@@ -144,18 +144,30 @@ def _no_target(name: str, linear: list[str]) -> Problem:
     )
 
 
-def save_final(model: PreTrainedModel, job: Job, folder: Path) -> None:
-    """Write the adapter or the whole model, with the tokenizer and chat template that made the training data."""
+def save_final(model: PreTrainedModel, job: Job, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
+    """Write the adapter or the whole model, with the tokenizer and chat template that made the training data.
+
+    Args:
+        model: the model without what the Trainer put around it.
+        job: the training.
+        folder: where to; it is emptied first.
+        weights: the weights by name, where the model itself holds only shards of them.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if isinstance(model, PeftModel):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
         (folder / "README.md").unlink(missing_ok=True)  # a model card of placeholders
         _settle_adapter_config(folder / "adapter_config.json", job)
     else:
         config = AutoConfig.from_pretrained(job.model, trust_remote_code=job.run.trust_remote_code)
         model.config.use_cache = getattr(config, "use_cache", True)  # it was off for the training alone
-        model.to(DTYPES[job.precision]).save_pretrained(folder)
+        dtype = DTYPES[job.precision]
+        if weights is None:
+            model.to(dtype).save_pretrained(folder)
+        else:
+            model.config.dtype = dtype
+            model.save_pretrained(folder, state_dict={name: weight.to(dtype) for name, weight in weights.items()})
     for path in sorted((job.tokens / "tokenizer").iterdir()):
         shutil.copyfile(path, folder / path.name)
     for path in folder.iterdir():

@@ -7,6 +7,7 @@ import math
 import os
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,10 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         batches: Batches,
         eval_batches: Batches,
         callbacks: list[TrainerCallback],
+        inspect: Callable[[PackedTrainer], None],
     ) -> None:
-        super().__init__(model=model, args=args, train_dataset=batches, callbacks=callbacks)
+        first = Inspection(lambda: inspect(self))
+        super().__init__(model=model, args=args, train_dataset=batches, callbacks=[first, *callbacks])
         self.remove_callback(PrinterCallback)
         self._run, self._schedule, self._eval_batches = run, schedule, eval_batches
         self._step_tokens: torch.Tensor | int | None = 0
@@ -84,6 +87,11 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         """Return the passes of a step and its number of trained tokens over all processes, which is kept."""
         samples, self._step_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         return samples, self._step_tokens
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights of a checkpoint; those of FSDP are in files of their own, which the Trainer writes next."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call=_internal_call)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the trained tokens seen so far to a step's record.
@@ -129,6 +137,17 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
                     f"Lower learning_rate (now {self._run.learning_rate:g}), lengthen warmup_steps, or set bf16: true "
                     "in place of fp16. Checkpoints before this step are kept."
                 )
+
+
+class Inspection(TrainerCallback):  # type: ignore[misc]
+    """Looks at the model when it is sharded, on its device, and about to train."""
+
+    def __init__(self, inspect: Callable[[], None]) -> None:
+        self._inspect = inspect
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Look, before the clock starts."""
+        self._inspect()
 
 
 class Course(TrainerCallback):  # type: ignore[misc]

@@ -1,0 +1,104 @@
+"""FSDP2 in the words of Hugging Face's Trainer; a look at what it really did; and whole tensors out of shards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from configs.schema import FsdpConfig
+from stages.errors import StageError
+
+
+def fsdp_arguments(config: FsdpConfig | None, *, on_gpu: bool) -> dict[str, Any]:
+    """Return the arguments of TrainingArguments that ask for FSDP2; none without it."""
+    if config is None:
+        return {}
+    chosen: dict[str, Any] = {
+        "version": 2,
+        "reshard_after_forward": config.reshard_after_forward,
+        "cpu_offload": config.offload_params and on_gpu,
+        "state_dict_type": config.state_dict_type,
+        "auto_wrap_policy": config.auto_wrap_policy,
+    }
+    if config.min_num_params is not None:
+        chosen["min_num_params"] = config.min_num_params
+    if config.transformer_layer_cls_to_wrap:
+        chosen["transformer_layer_cls_to_wrap"] = list(config.transformer_layer_cls_to_wrap)
+    return {"fsdp": True, "fsdp_config": chosen}
+
+
+def shard_on_cpu(arguments: TrainingArguments) -> None:
+    """Make processes without a GPU shard when FSDP is asked for.
+
+    accelerate 1.15 lists the kinds of devices that FSDP works on, without CPUs, and falls back to DDP without a word;
+    FSDP2 itself runs there. The state that the Trainer's own Accelerator will find is set to what was asked for.
+    """
+    if arguments.fsdp_plugin_args is None or arguments.device.type != "cpu":
+        return
+    plugin = FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
+    state = Accelerator(cpu=True, mixed_precision="bf16" if arguments.bf16 else "no").state
+    state.fsdp_plugin = plugin
+    state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+
+
+def settle_precision(trainer: Trainer, computed_in: torch.dtype) -> None:
+    """Let FSDP gather weights in the precision of the computation, and sum gradients over processes in float32.
+
+    accelerate's own choice rounds the sums of gradients, and even the loss, to bfloat16.
+    """
+    if trainer.is_fsdp_enabled:
+        policy = MixedPrecisionPolicy(param_dtype=computed_in, reduce_dtype=torch.float32)
+        trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+
+
+def check_sharded(trainer: Trainer, wanted: str, world_size: int) -> None:
+    """Refuse to train other than asked for.
+
+    Raises:
+        StageError: the processes do not share one model, or the weights are not spread over them.
+    """
+    found = trainer.accelerator.num_processes
+    if found != world_size:
+        raise StageError(f"{world_size} training processes were started, but they form groups of {found}")
+    if wanted == "fsdp2":
+        _check_fsdp(trainer.model, world_size)
+    elif trainer.is_fsdp_enabled:
+        raise StageError("the training is sharded by FSDP, which was not asked for")
+
+
+def _check_fsdp(model: PreTrainedModel, world_size: int) -> None:
+    whole = [name for name, weight in model.named_parameters() if not isinstance(weight, DTensor)]
+    if whole:
+        raise StageError(
+            f"fsdp_config asks for sharded weights, but {len(whole)} weights are whole in every process, the first is "
+            f"{whole[0]}. Check fsdp_config.transformer_layer_cls_to_wrap, or train with DDP: remove fsdp_config."
+        )
+    here = sum(weight.to_local().numel() for weight in model.parameters())
+    there = sum(weight.numel() for weight in model.parameters())
+    if world_size > 1 and here > 0.75 * there:
+        raise StageError(f"fsdp_config asks for sharded weights, but this process holds {here:,} of {there:,} of them")
+
+
+def whole_weights(model: PreTrainedModel, *, trained_only: bool, is_first: bool) -> dict[str, torch.Tensor]:
+    """Return the weights of a sharded model by name, whole and on the CPU, in the first process; nothing elsewhere.
+
+    Every process must call it. One tensor is gathered at a time.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    if not trained_only:
+        tensors |= {name: buffer for name, buffer in model.state_dict().items() if name not in tensors}
+    for name, tensor in tensors.items():
+        if trained_only and not tensor.requires_grad:
+            continue
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if is_first:
+            weights[name] = whole.detach().cpu()
+    return weights
