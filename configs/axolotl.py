@@ -99,7 +99,6 @@ WITHOUT_EFFECT: dict[str, str] = spread(
         "the loss on the evaluation set is the only measure": (
             "do_causal_lm_eval eval_causal_lm_metrics do_bench_eval bench_dataset bench_split"
         ),
-        "the health of the training is not watched yet": "loss_watchdog_threshold loss_watchdog_patience",
         "profiles are not recorded yet": "profiler_steps profiler_steps_start",
         # parts of something that is refused by its main key
         "part of relora": (

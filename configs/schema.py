@@ -248,6 +248,12 @@ class RunConfig(Section):
     gradient_checkpointing_kwargs: dict[str, Any] = Field({}, description="Arguments of checkpointing.")
     dataloader_num_workers: int = Field(0, ge=0, description="Processes that assemble batches.")
 
+    # Health
+    loss_watchdog_threshold: float | None = Field(
+        None, gt=0, description="Training stops when the loss stays above this for loss_watchdog_patience steps."
+    )
+    loss_watchdog_patience: int = Field(3, ge=1, description="Steps in a row above loss_watchdog_threshold.")
+
     # Logging, evaluation, saving
     logging_steps: int | None = Field(None, ge=1, description="Steps between log lines; default: 0.5 % of all, 1-10.")
     eval_steps: float | None = Field(None, gt=0, description="Steps between evaluations, or a fraction of all.")

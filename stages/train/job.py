@@ -50,6 +50,7 @@ class WorkFolder:
         self.job = root / "job.json"
         self.log = root / "train.log"
         self.metrics = root / "metrics.jsonl"
+        self.health = root / "health.json"
         self.final = root / "final"
         self.done = root / "done.json"
         self.agent_report = root / "agent.json"

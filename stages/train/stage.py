@@ -51,6 +51,7 @@ OPTIMISATION_KEYS = (
     "neftune_noise_alpha",
     "seed",
     "attn_implementation",
+    "gradient_checkpointing",
     "gradient_checkpointing_kwargs",
     "trust_remote_code",
     "pad_to_sequence_len",
@@ -73,11 +74,9 @@ def key_inputs(context: Context, machine: Machine) -> dict[str, Any]:
         "adapter": run.adapter,
         **adapter,
         **{name: getattr(run, name) for name in OPTIMISATION_KEYS},
-        "gradient_checkpointing": run.recomputes_activations,
         "precision": precision(run, machine),
         "quantization": quantization(run, precision(run, machine)),
         "weights_in_low_precision": run.bf16 == "full",
-        "sharding": run.sharding,
         "tf32": tf32(run, machine),
         "world_size": world_size(run, machine),
         "evaluates_in_passes_of": _eval_pass(run),
@@ -98,7 +97,7 @@ def _produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> di
         _train(job, work, context, upstream)
     facts: dict[str, Any] = orjson.loads(work.done.read_bytes())["facts"]
     writer.take_folder(work.final)
-    for path in (work.metrics, work.log):
+    for path in (work.metrics, work.log, work.health):
         with writer.create(path.name, volatile=True) as draft:  # a copy: the next try appends to the original
             shutil.copyfile(path, draft.path)
     work.done.unlink()  # a refreshed run trains again, from the last checkpoint on
