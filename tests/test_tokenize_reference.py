@@ -100,7 +100,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Give a tokenizer as transformers has it, and ours of the same files."""
     folder = tmp_path_factory.mktemp("tokenizer")
     reference = build(request.param, folder)
-    return reference, Encoder(folder, reference.bos_token_id, reference.eos_token_id, [reference.eos_token_id])
+    return reference, Encoder(folder, reference.bos_token_id, reference.eos_token_id, [reference.eos_token_id], 0)
 
 
 def encode(encoder: Encoder, template: str, reference: Any, row: dict[str, Any]) -> Tokenized | Rejected:

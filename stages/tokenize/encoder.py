@@ -1,33 +1,39 @@
 """Pieces of text to token ids and trained flags, for many rows at once, each mask proven.
 
-Characters are mapped to tokens by the offsets that the tokenizer gives: a token that overlaps a trained character is
-trained. Then the trained ids are decoded again; a row whose decoded text is not the text that was to be trained is
-rejected.
+A token that overlaps a trained character is trained. Where the tokens are is known in one of two ways:
+
+* byte-level tokenizers: from the bytes of the tokens, for a whole batch (`stages.tokenize.byte_level`);
+* others, texts that a normalizer changes, and turns of which only parts are trained: from the offsets that the
+  tokenizer gives. Then the trained ids are decoded again; a row whose decoded text is not the text that was to be
+  trained is rejected.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 from tokenizers import Encoding, Tokenizer
 
 from stages.formats.pieces import EndRule, Part, Piece, Rejected, RowFormat, Span, Turn
-from stages.tokenize.places import ByteLengths, Ids, Places, is_byte_level, places_from_offsets
+from stages.tokenize.backends import Backend, FastBackend, HuggingFaceBackend, Ids, Positions, fast_backend
+from stages.tokenize.byte_level import END_WITHIN, ByteLevel, Mask
+from stages.tokenize.places import Places, places_from_offsets
 
-Mask = npt.NDArray[np.bool_]
-END_WITHIN = 3
-"""An end token belongs to a turn if at most this many tokens stand between them."""
+FAST_AFTER = 2000
+"""Texts after which it pays to load the fast library and to test it: Hugging Face's needs two seconds for so many."""
 
 
-@dataclass(frozen=True)
-class Tokenized:
+class BackendError(Exception):
+    """The fast library gave other ids than Hugging Face's: what it did so far is to be done again."""
+
+
+class Tokenized(NamedTuple):
     """A row: (tokens,) ids and (tokens,) whether the label is the token itself."""
 
     ids: Ids
@@ -45,17 +51,94 @@ class _Claim:
 class Encoder:
     """A resolved tokenizer with its end tokens."""
 
-    def __init__(self, folder: Path, bos: int | None, eos: int, eot: Sequence[int]) -> None:
+    def __init__(
+        self, folder: Path, bos: int | None, eos: int, eot: Sequence[int], fast_after: int = FAST_AFTER
+    ) -> None:
         settings = orjson.loads((folder / "tokenizer.json").read_bytes())
+        self._settings = orjson.dumps(settings).decode()
         self._tokenizer = Tokenizer.from_str(orjson.dumps(_with_whole_offsets(settings)).decode())
-        self._bytes = ByteLengths(self._tokenizer) if is_byte_level(settings) else None
+        self._reference = HuggingFaceBackend(self._tokenizer)
+        self._backend: Backend = self._reference
+        self._texts_left = fast_after if _says_bytes(settings) else -1
+        self._is_byte_level = settings["normalizer"] is None and _says_bytes(settings)
+        self._bytes = ByteLevel(self._tokenizer, eos, eot) if _says_bytes(settings) else None
+        self._affixes = _affixes(self._tokenizer)
         self._bos, self._eos = bos, eos
         self._eot, self._eos_only = frozenset(eot), frozenset([eos])
 
     def encode(self, rows: Sequence[list[Piece]], form: RowFormat) -> list[list[Tokenized] | Rejected]:
-        """Return for each row, given as its pieces, its tokenized rows (several if it is cut), or why there is none."""
+        """Return for each row, given as its pieces, its tokenized rows (several if it is cut), or why there is none.
+
+        Raises:
+            BackendError: the fast library was wrong; it is not used again.
+        """
         pieces = [piece for row in rows for piece in row]
-        encodings = self._encodings(pieces)
+        tokens = iter(self._by_bytes(pieces, form.ends))
+        parts = [[next(tokens) for _ in row] for row in rows]
+        left = [number for number, row in enumerate(parts) if None in row]
+        exact = dict(zip(left, self._by_offsets([rows[number] for number in left], form), strict=True))
+        return [
+            exact[number] if number in exact else _joined(row, form.chunk)  # type: ignore[arg-type]
+            for number, row in enumerate(parts)
+        ]
+
+    def _by_bytes(self, pieces: list[Piece], ends: EndRule) -> list[Tokenized | None]:
+        """Return the tokens of each piece, None where this way does not prove them."""
+        wanted = [number for number, piece in enumerate(pieces) if self._has_bytes(piece)]
+        found: list[Tokenized | None] = [None] * len(pieces)
+        chosen = [pieces[number] for number in wanted]
+        if self._bytes is None or not chosen:
+            return found
+        texts = [piece.text for piece in chosen]
+        ids, offsets = self._ids(texts)
+        located = self._bytes.locate(texts, ids, offsets)
+        if isinstance(located, list):
+            kept = [number for number, proven in enumerate(located) if proven]
+            wanted, chosen = [wanted[number] for number in kept], [chosen[number] for number in kept]
+            ids, offsets = _selected(ids, offsets, kept)
+            located = self._bytes.locate([piece.text for piece in chosen], ids, offsets)
+            if isinstance(located, list):
+                raise ValueError("texts that are proven one by one are not proven together")
+        trained = self._bytes.trained(chosen, located, ends)
+        for number, piece, start, end in zip(wanted, chosen, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+            found[number] = self._with_ends(
+                piece, self._with_affixes(piece, Tokenized(ids[start:end], trained[start:end]))
+            )
+        return found
+
+    def _has_bytes(self, piece: Piece) -> bool:
+        return not (piece.special_tokens and self._affixes is None) and all(turn.parts is None for turn in piece.turns)
+
+    def _ids(self, texts: list[str]) -> tuple[Ids, Positions]:
+        """Return the ids of texts by the fastest backend; one text of them is encoded by the reference as well."""
+        if self._texts_left >= 0:
+            self._texts_left -= len(texts)
+            if self._texts_left < 0:
+                added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+                self._backend = fast_backend(self._settings, self._reference, added) or self._reference
+        if not isinstance(self._backend, FastBackend):
+            return self._reference.encode(texts)
+        try:
+            ids, offsets = self._backend.encode(texts)
+        except ValueError:
+            return self._reference.encode(texts)
+        number = int(offsets[-1]) % len(texts)  # any one, the same on every machine
+        ids_here = ids[offsets[number] : offsets[number + 1]]
+        if not np.array_equal(ids_here, self._reference.encode(texts[number : number + 1])[0]):
+            self._backend = self._reference
+            raise BackendError(f"the fast tokenizer differs from the reference in {texts[number][:200]!r}")
+        return ids, offsets
+
+    def _with_affixes(self, piece: Piece, tokens: Tokenized) -> Tokenized:
+        if not piece.special_tokens or not piece.text or self._affixes is None or not any(map(len, self._affixes)):
+            return tokens
+        before, after = self._affixes
+        ids = np.concatenate([before, tokens.ids, after])
+        flags = (np.full(len(before), piece.trained), tokens.trained, np.full(len(after), piece.trained))
+        return Tokenized(ids, np.concatenate(flags))
+
+    def _by_offsets(self, rows: Sequence[list[Piece]], form: RowFormat) -> list[list[Tokenized] | Rejected]:
+        encodings = self._encodings([piece for row in rows for piece in row])
         results: list[list[Tokenized] | Rejected] = []
         claims: list[_Claim] = []
         claims_of: list[int] = []
@@ -70,7 +153,7 @@ class Encoder:
                 results[number] = Rejected("mask_not_proven", _difference(said, claim.text))
         return results
 
-    def _encodings(self, pieces: list[Piece]) -> Any:
+    def _encodings(self, pieces: list[Piece]) -> Iterator[Encoding]:
         """Return an iterator over the encodings of the pieces, in order."""
         own = iter(self._batch([piece.text for piece in pieces if piece.special_tokens], True))
         bare = iter(self._batch([piece.text for piece in pieces if not piece.special_tokens], False))
@@ -89,16 +172,10 @@ class Encoder:
         if piece.turns or piece.trained:
             spans = [turn.span for turn in piece.turns if turn.trained and turn.parts is None]
             spans += [Span(0, len(piece.text))] if piece.trained else []
-            places = self._places(piece, ids, encoding)
+            places = places_from_offsets(encoding)
             claims = [_claim(piece.text, listed, places, encoding, span) for span in spans]
             self._train_turns(piece.turns, listed, trained, places, ends)
         return self._with_ends(piece, Tokenized(ids, trained)), claims
-
-    def _places(self, piece: Piece, ids: Ids, encoding: Encoding) -> Places:
-        in_bytes = None
-        if self._bytes is not None and all(turn.parts is None for turn in piece.turns):
-            in_bytes = self._bytes.places(piece.text, ids)
-        return in_bytes or places_from_offsets(encoding)
 
     def _with_ends(self, piece: Piece, tokens: Tokenized) -> Tokenized:
         ids, trained = tokens.ids, tokens.trained
@@ -144,13 +221,35 @@ class Encoder:
         """
         if said == text:
             return True
-        if self._bytes is not None:
+        if self._is_byte_level:
             inner = said.strip("\ufffd")
             return 0 <= len(text) - len(inner) <= 2 and inner in text
         if self._tokenizer.normalizer is not None:
             text = self._tokenizer.normalizer.normalize_str(text)
             said = self._tokenizer.normalizer.normalize_str(said)
         return _without_spaces(said) == _without_spaces(text)
+
+
+def _says_bytes(settings: dict[str, Any]) -> bool:
+    """Return whether the tokens of a tokenizer (its `tokenizer.json`) stand for bytes."""
+    return (settings["decoder"] or {}).get("type") == "ByteLevel"
+
+
+def _affixes(tokenizer: Tokenizer) -> tuple[Ids, Ids] | None:
+    """Return the special tokens that are put before and after a text, None if that is not what the tokenizer does."""
+    bare, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare and bare:
+            return np.array(full[:start], np.int32), np.array(full[start + len(bare) :], np.int32)
+    return None
+
+
+def _selected(ids: Ids, offsets: Positions, kept: list[int]) -> tuple[Ids, Positions]:
+    """Return the ids and offsets of some of the texts."""
+    counts = np.diff(offsets)
+    chosen = np.zeros(len(counts), np.bool_)
+    chosen[kept] = True
+    return ids[np.repeat(chosen, counts)], np.append(0, np.cumsum(counts[kept]))
 
 
 def _with_whole_offsets(settings: Any) -> Any:

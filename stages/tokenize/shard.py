@@ -15,7 +15,7 @@ from configs.schema import RunConfig
 from stages.formats import Piece, Rejected, RowFormat, make_format
 from stages.formats.rows import read_row
 from stages.templates import ChatTemplate
-from stages.tokenize.encoder import Encoder, Tokenized
+from stages.tokenize.encoder import BackendError, Encoder, Tokenized
 from stages.tokens import TOKEN_SCHEMA, write_arrow
 
 BATCH_ROWS = 256
@@ -66,6 +66,7 @@ class Outcome(BaseModel):
         rows_written: those of them that gave tokens.
         rows: rows of the target; more than `rows_written` where rows are cut.
         rejected: `{"row", "reason", "detail"}` of each other row.
+        note: what is to be told of how it was done, empty if nothing.
     """
 
     rows_read: int = 0
@@ -74,6 +75,7 @@ class Outcome(BaseModel):
     tokens: int = 0
     trained_tokens: int = 0
     rejected: list[dict[str, Any]] = []
+    note: str = ""
 
 
 class ShardTokenizer:
@@ -89,6 +91,21 @@ class ShardTokenizer:
 
     def tokenize(self, job: Job, report: Report) -> Outcome:
         """Write the target of a job. Memory is that of the target and of one batch of rows."""
+        reported = [0, 0]
+
+        def counted(rows: int, tokens: int) -> None:
+            reported[:] = reported[0] + rows, reported[1] + tokens
+            report(rows, tokens)
+
+        try:
+            return self._tokenize(job, counted)
+        except BackendError as error:
+            report(-reported[0], -reported[1])
+            outcome = self._tokenize(job, report)
+            outcome.note = f"{job.source.name}: {error}; the shard was tokenized again with the reference"
+            return outcome
+
+    def _tokenize(self, job: Job, report: Report) -> Outcome:
         outcome = Outcome()
         written: list[tuple[int, Tokenized]] = []
         for first, raw in _batches(job):

@@ -217,6 +217,8 @@ def _tokenize(
                 job.target.replace(draft.path)
                 draft.notes.update(outcome.model_dump())
             outcomes[name] = outcome
+            if outcome.note:
+                tally.context.log(outcome.note)
             tally.reject(job.dataset, outcome.rejected)
     return [(shard, outcomes[shard.name]) for shard in shards]
 

@@ -1,0 +1,168 @@
+r"""Masks of byte-level tokenizers: many texts at once, from the bytes of their tokens.
+
+The bytes of a token are known from the vocabulary, so the tokens of a text say where they are. One comparison proves it
+for a whole batch: the bytes of all tokens, one after the other, are the bytes of all texts.
+
+    texts   "a é"        bytes  61 20 c3 a9          span "é" = characters [2, 3) = bytes [2, 4)
+    tokens  "a" " \xc3" "\xa9"  stops 1  3  4        touched: every token that ends behind 2 and starts before 4
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from tokenizers import Tokenizer
+
+from configs.schema import Train
+from stages.formats.pieces import EndRule, Piece
+from stages.tokenize.backends import Ids, Positions
+
+Mask = npt.NDArray[np.bool_]
+END_WITHIN = 3
+"""An end token belongs to a turn if at most this many tokens stand between them."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """Texts whose tokens are proven, all in one row of characters, of bytes, and of tokens.
+
+    Attributes:
+        ids: (tokens,) of all texts.
+        offsets: (texts + 1,) tokens in front of each text.
+        characters: (texts + 1,) characters in front of each text.
+        bytes_at: (characters + 1,) bytes in front of each character; None if each has one.
+        stops: (tokens,) bytes up to the end of each token.
+    """
+
+    ids: Ids
+    offsets: Positions
+    characters: Positions
+    bytes_at: Positions | None
+    stops: Positions
+
+    def tokens_of(self, starts: Positions, ends: Positions) -> tuple[Positions, Positions]:
+        """Return the tokens [first, behind) that overlap each span [start, end) of characters."""
+        if self.bytes_at is not None:
+            starts, ends = self.bytes_at[starts], self.bytes_at[ends]
+        first = np.searchsorted(self.stops, starts, side="right")
+        begins = np.concatenate([np.zeros(1, np.int64), self.stops[:-1]])
+        return first, np.maximum(first, np.searchsorted(begins, ends, side="left"))
+
+
+class ByteLevel:
+    """The vocabulary of a byte-level tokenizer, and its end tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, eos: int, eot: Sequence[int]) -> None:
+        self._bytes = _bytes_of_tokens(tokenizer)
+        self._ends = {"eot": _is_one_of(eot, len(self._bytes)), "eos": _is_one_of([eos], len(self._bytes))}
+
+    def locate(self, texts: Sequence[str], ids: Ids, offsets: Positions) -> Located | list[bool]:
+        """Return where the tokens of all texts are, or of which texts this is proven."""
+        data = "".join(texts).encode()
+        characters = _running_sum([len(text) for text in texts])
+        bytes_at = None if len(data) == characters[-1] else _bytes_at(data)
+        edges = characters if bytes_at is None else bytes_at[characters]
+        said = self._bytes.take(pa.array(ids))
+        _, stops_buffer, said_buffer = said.buffers()
+        stops = np.frombuffer(stops_buffer, np.int64, len(ids) + 1)
+        said_edges = stops[offsets]
+        spoken = said_buffer.to_pybytes()[: stops[-1]] if said_buffer is not None else b""
+        if spoken == data and np.array_equal(said_edges, edges):
+            return Located(ids, offsets, characters, bytes_at, stops[1:])
+        places = zip(said_edges[:-1], said_edges[1:], edges[:-1], edges[1:], strict=True)
+        return [spoken[one:two] == data[start:end] for one, two, start, end in places]
+
+    def trained(self, pieces: Sequence[Piece], located: Located, ends: EndRule) -> Mask:
+        """Return (tokens,) what is trained of all pieces: the tokens of trained turns, and end tokens behind turns."""
+        counts = np.diff(located.offsets)
+        mask = np.repeat(np.fromiter((piece.trained for piece in pieces), np.bool_, len(pieces)), counts)
+        turns = [(number, turn.span.start, turn.span.end, turn.trained) for number, piece in enumerate(pieces)
+                 for turn in piece.turns]  # fmt: skip
+        if not turns:
+            return mask
+        table = np.array(turns, np.int64)
+        owners, is_trained = table[:, 0], table[:, 3].astype(np.bool_)
+        bases = located.characters[owners]
+        first, behind = located.tokens_of(bases + table[:, 1], bases + table[:, 2])
+        change = np.zeros(len(mask) + 1, np.int32)
+        np.add.at(change, first[is_trained], 1)
+        np.add.at(change, behind[is_trained], -1)
+        mask |= np.cumsum(change[:-1]) > 0
+        limits = located.offsets[owners + 1]
+        for kind, mode in (("eot", ends.eot), ("eos", ends.eos)):
+            places = _first_end(self._ends[kind][located.ids], behind, limits)
+            mask[_trained_ends(places, owners, is_trained, mode)] = True
+        return mask
+
+
+def _first_end(is_end: Mask, behind: Positions, limits: Positions) -> Positions:
+    """Return (turns,) the first end token close behind each turn and within its text, -1 where there is none."""
+    found = np.full(len(behind), -1, np.int64)
+    for distance in range(END_WITHIN, -1, -1):
+        at = behind + distance
+        inside = at < limits
+        hit = np.zeros(len(at), np.bool_)
+        hit[inside] = is_end[at[inside]]
+        found[hit] = at[hit]
+    return found
+
+
+def _trained_ends(places: Positions, owners: Positions, is_trained: Mask, mode: Train) -> Positions:
+    there = places >= 0
+    if mode == "turn":
+        there &= is_trained
+    if mode == "none":
+        there[:] = False
+    chosen = places[there]
+    if mode == "last" and len(chosen):
+        owner = owners[there]
+        chosen = chosen[np.append(owner[1:] != owner[:-1], True)]
+    return chosen
+
+
+def _bytes_of_tokens(tokenizer: Tokenizer) -> Any:
+    """Return the bytes of each token id as Arrow binary; an added token says its own text."""
+    to_byte = {ord(character): byte for byte, character in enumerate(_byte_characters())}
+    added = tokenizer.get_added_tokens_decoder()
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    said = [b""] * (max(vocabulary.values(), default=0) + 1)
+    for token, number in vocabulary.items():
+        said[number] = token.encode() if number in added else _said(token, to_byte)
+    return pa.array(said, pa.large_binary())
+
+
+def _said(token: str, to_byte: dict[int, int]) -> bytes:
+    try:
+        return token.translate(to_byte).encode("latin-1")
+    except UnicodeEncodeError:
+        return token.encode()
+
+
+def _byte_characters() -> list[str]:
+    """Return the character that stands for each byte: itself if it is printable, else one from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+def _is_one_of(numbers: Sequence[int], size: int) -> Mask:
+    flags = np.zeros(size, np.bool_)
+    flags[list(numbers)] = True
+    return flags
+
+
+def _running_sum(counts: Sequence[int]) -> Positions:
+    total = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=total[1:])
+    return total
+
+
+def _bytes_at(data: bytes) -> Positions:
+    """Return the byte at which each character of UTF-8 starts, and the end."""
+    starts = np.flatnonzero((np.frombuffer(data, np.uint8) & 0xC0) != 0x80)
+    return np.append(starts, len(data))
