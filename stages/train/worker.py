@@ -30,6 +30,7 @@ from stages.train.model import DTYPES, load_model, save_final, uses_autocast
 from stages.train.outcome import STOPPED
 from stages.train.schedule import Schedule, plan_schedule
 from stages.train.segments import attend_by_sample
+from stages.train.sharding import check_sharded, settle_precision, whole_weights
 from stages.train.stopping import StopFlag
 from stages.train.trainer import Course, PackedTrainer, Recorder
 from stages.train.watch import setting_of, watchers
@@ -83,9 +84,9 @@ def _train(job: Job, stop: StopFlag) -> int:
         batches=batches,
         eval_batches=eval_batches,
         callbacks=[*recorder, *watchers(run, schedule, model, work.health if is_first else None), course],
+        inspect=lambda trainer: _check(trainer, job, batches),
     )
-    _check_processes(trainer, job)
-    _check_attention(trainer, job, batches)
+    settle_precision(trainer, DTYPES[job.precision])
     _choose_loss(trainer, job, batches)
     checkpoint = _checkpoint_for_all(job, work, is_first=is_first)
     torch.manual_seed(run.seed + arguments.process_index)  # from here on each process draws its own dropout
@@ -93,9 +94,8 @@ def _train(job: Job, stop: StopFlag) -> int:
     trainer.train(resume_from_checkpoint=checkpoint)
     if course.stopped_at is not None:
         logger.info("stopped by SIGTERM after step %d of %d; checkpoint written", course.stopped_at, schedule.steps)
-    elif is_first:
-        save_final(trainer.accelerator.unwrap_model(trainer.model), job, work.final / "model")
-        seal_final(work.done, work.final, key=job.key, facts=_facts(trainer, job, schedule))
+    else:
+        _save(trainer, job, work, schedule)
     _leave_together()
     return STOPPED if course.stopped_at is not None else 0
 
@@ -138,14 +138,9 @@ def _prepare_process(job: Job) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _check_processes(trainer: PackedTrainer, job: Job) -> None:
-    """Refuse to train as several processes that know nothing of each other: each would see all rows."""
-    found = trainer.accelerator.num_processes
-    if found != job.world_size:
-        raise StageError(f"{job.world_size} training processes were started, but they form groups of {found}")
-
-
-def _check_attention(trainer: PackedTrainer, job: Job, batches: Batches) -> None:
+def _check(trainer: PackedTrainer, job: Job, batches: Batches) -> None:
+    """Look at the model as it is about to train: do all processes share it, and do packed samples stay apart."""
+    check_sharded(trainer, job.run.sharding, job.world_size)
     device = trainer.args.device.type
     with torch.autocast(device, DTYPES[job.precision], enabled=uses_autocast(job)):
         worst = check_isolation(trainer.model, batches, tf32=job.tf32)
@@ -154,14 +149,26 @@ def _check_attention(trainer: PackedTrainer, job: Job, batches: Batches) -> None
 
 
 def _choose_loss(trainer: PackedTrainer, job: Job, batches: Batches) -> None:
-    device = trainer.args.device.type
+    """Compute the loss by chunks where that is the same loss; a head in shards has no weight to do it with."""
+    device, in_shards = trainer.args.device.type, job.run.sharding in ("fsdp2", "zero3")
     with torch.autocast(device, DTYPES[job.precision], enabled=uses_autocast(job)):
-        by_chunks = loss_by_chunks(trainer.model, batches.__getitems__([0]))
+        by_chunks = not in_shards and loss_by_chunks(trainer.model, batches.__getitems__([0]))
     if not by_chunks:
         logger.warning(
             "%s computes its own loss, with the logits of whole batches: memory for them grows with micro_batch_size",
             type(trainer.model).__name__,
         )
+
+
+def _save(trainer: PackedTrainer, job: Job, work: WorkFolder, schedule: Schedule) -> None:
+    """Write the final model and the end marker, in the first process, with the help of all."""
+    is_first = trainer.args.process_index == 0
+    weights = None
+    if job.run.sharding == "fsdp2":
+        weights = whole_weights(trainer.model, trained_only=job.run.adapter is not None, is_first=is_first)
+    if is_first:
+        save_final(trainer.accelerator.unwrap_model(trainer.model), job, work.final / "model", weights)
+        seal_final(work.done, work.final, key=job.key, facts=_facts(trainer, job, schedule))
 
 
 def _checkpoint_for_all(job: Job, work: WorkFolder, *, is_first: bool) -> str | None:
