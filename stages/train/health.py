@@ -151,6 +151,15 @@ def _course(points: Points, setting: Setting, expected: str) -> Finding | None:
             f"The loss rises: {first:.4g} at the start, {last:.4g} at step {step}.",
             f"Lower learning_rate (now {setting.learning_rate:g}), to a tenth for a start, and lengthen warmup_steps.",
         )  # fmt: skip
+    above = [point for point in points if point[1] > max(1.5 * first, first + 0.5)]
+    if len(above) > 2:
+        step, highest = max(above, key=lambda point: point[1])
+        return Finding(
+            "train_loss", "sick", "climbed", step, highest, expected,
+            f"The loss climbed from {first:.4g} to {highest:.4g} at step {step} before it fell to {last:.4g}: what the "
+            "model knew was destroyed first.",
+            f"Lower learning_rate (now {setting.learning_rate:g}), to a tenth for a start, and lengthen warmup_steps.",
+        )  # fmt: skip
     if last > (1 - TELLING) * first:
         return Finding(
             "train_loss", certain, "flat", step, last, expected,
