@@ -92,10 +92,6 @@ WITHOUT_EFFECT: dict[str, str] = spread(
         "a setting of axolotl's chat window": (
             "gradio_title gradio_share gradio_server_name gradio_server_port gradio_max_new_tokens gradio_temperature"
         ),
-        "sample generations are not made yet": (
-            "generate_samples num_generation_samples generation_max_new_tokens generation_temperature "
-            "generation_top_p generation_top_k generation_prompt_ratio generation_do_sample"
-        ),
         "the loss on the evaluation set is the only measure": (
             "do_causal_lm_eval eval_causal_lm_metrics do_bench_eval bench_dataset bench_split"
         ),

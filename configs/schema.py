@@ -248,6 +248,20 @@ class RunConfig(Section):
     gradient_checkpointing_kwargs: dict[str, Any] = Field({}, description="Arguments of checkpointing.")
     dataloader_num_workers: int = Field(0, ge=0, description="Processes that assemble batches.")
 
+    # Samples
+    generate_samples: bool = Field(
+        False, description="Let the model answer held-out prompts: before training, at evaluations, and at the end."
+    )
+    num_generation_samples: int = Field(3, ge=1, description="Held-out prompts that are answered.")
+    generation_max_new_tokens: int = Field(50, ge=1, description="Longest answer, in tokens.")
+    generation_do_sample: bool = Field(True, description="Draw the answers' tokens; false: the likeliest ones.")
+    generation_temperature: float = Field(0.7, gt=0, description="Temperature of the draw.")
+    generation_top_p: float | None = Field(None, gt=0, le=1, description="Draw from the likeliest tokens of this sum.")
+    generation_top_k: int | None = Field(None, ge=1, description="Draw from so many likeliest tokens.")
+    generation_prompt_ratio: float = Field(
+        0.5, gt=0, lt=1, description="Share of a row that is its prompt, where no answer has a beginning (completion)."
+    )
+
     # Health
     loss_watchdog_threshold: float | None = Field(
         None, gt=0, description="Training stops when the loss stays above this for loss_watchdog_patience steps."

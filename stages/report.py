@@ -18,6 +18,8 @@ from stages.artifacts import Artifact
 from stages.report_curves import Chart, Point, Series, draw, number
 
 REPORT = "report.html"
+HEALTH = "health.json"
+SAMPLES = "samples.jsonl"
 SETTINGS = "sft-run.yaml"
 """The effective configuration, beside the report: what its command to repeat reads."""
 TELLING = 0.05  # a change of the loss by less than this share is not called one
@@ -55,13 +57,16 @@ def write_report(folder: Path, run: RunConfig, artifacts: Mapping[str, Artifact]
 def render(run: RunConfig, artifacts: Mapping[str, Artifact]) -> str:
     """Return the page; the same text for the same run and artifacts."""
     records = read_records(artifacts["train"].path("metrics.jsonl"))
+    health = health_of(artifacts["train"])
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template(REPORT).render(
         title=f"{Path(run.base_model).name} · {'LoRA adapter' if run.adapter else 'full fine-tuning'}",
         run=run,
-        verdict=judge(records),
+        verdict=with_health(judge(records), health),
+        health=health,
+        samples=samples_of(artifacts["train"]),
         figures=key_figures(artifacts),
         charts=charts_of(records),
         data=data_rows(artifacts),
@@ -108,6 +113,40 @@ def judge(records: Sequence[Record]) -> Verdict:
     return Verdict("open", f"The loss hardly changed: {span}", detail)
 
 
+def health_of(train: Artifact) -> list[Record]:
+    """Return what the monitor found about each thing that it watches; nothing if it was not there yet."""
+    if not _has(train, HEALTH):
+        return []
+    rows: list[Record] = orjson.loads(train.path(HEALTH).read_bytes())["rows"]
+    return rows
+
+
+def samples_of(train: Artifact) -> list[tuple[Record, Record]]:
+    """Return what the model said first and last to each held-out prompt; nothing if it was not asked."""
+    if not _has(train, SAMPLES):
+        return []
+    said: dict[tuple[int, int], list[Record]] = {}
+    for record in read_records(train.path(SAMPLES)):
+        said.setdefault((record["dataset"], record["row"]), []).append(record)
+    return [(records[0], records[-1]) for records in said.values()]
+
+
+def _has(train: Artifact, name: str) -> bool:
+    return any(entry.path == name for entry in train.manifest.files)
+
+
+def with_health(verdict: Verdict, health: Sequence[Record]) -> Verdict:
+    """Return the verdict with the gravest thing that the monitor found: a loss may fall in a training that is ill."""
+    sick = [row for row in health if row["status"] == "sick"]
+    seen = sick or [row for row in health if row["status"] == "watch"]
+    if not seen:
+        return verdict
+    tone = "bad" if sick else "open" if verdict.tone == "good" else verdict.tone
+    names = ", ".join(row["row"].replace("_", " ") for row in seen)
+    headline = f"{verdict.headline}; {'ill' if sick else 'unusual'}: {names}"
+    return Verdict(tone, headline, f"{seen[0]['text']} {seen[0]['remedy']} {verdict.detail}")
+
+
 def _held_out(points: Sequence[Point]) -> str:
     if not points:
         return "Nothing was held out, so this says nothing about unseen rows."
@@ -133,11 +172,13 @@ def points_of(records: Sequence[Record], name: str) -> list[Point]:
 def charts_of(records: Sequence[Record]) -> list[Chart]:
     """Return the charts that have something to show."""
     held_out = Series("held out", points_of(records, "eval_loss"), dots=True)
+    memory = [(step, value / 2**30) for step, value in points_of(records, "memory_bytes") if value > 0]
     charts = [
         draw("Loss", [Series("training", points_of(records, "loss")), held_out]),
         draw("Gradient norm", [Series("before clipping", points_of(records, "grad_norm"))]),
         draw("Learning rate", [Series("learning rate", points_of(records, "learning_rate"))]),
         draw("Tokens per second", [Series("tokens/s", points_of(records, "tokens_per_second"))]),
+        draw("Memory, GiB per process", [Series("peak so far", memory)]),
     ]
     return [chart for chart in charts if chart is not None]
 

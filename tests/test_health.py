@@ -113,6 +113,8 @@ KEYS: dict[str, Any] = {"optimizer": "adamw_torch", "lr_scheduler": "cosine", "m
 TRAININGS: dict[str, dict[str, Any]] = {
     "by_heart": {"learning_rate": 0.02, "num_epochs": 30, "evals_per_epoch": 1},
     "too_high": {"learning_rate": 0.3, "num_epochs": 5},  # 0.003 is right
+    "asked": {"learning_rate": 0.003, "num_epochs": 1, "generate_samples": True, "num_generation_samples": 2},
+    "not_asked": {"learning_rate": 0.003, "num_epochs": 1},
     "no_effect": {"learning_rate": 1e-9, "num_epochs": 8},
     "long_warm_up": {"learning_rate": 0.003, "warmup_steps": 50, "max_steps": 4},
     "bitten": {"learning_rate": 0.003, "loss_watchdog_threshold": 1.0, "loss_watchdog_patience": 2},
@@ -191,3 +193,15 @@ def test_an_illness_is_told_once_while_it_trains(caplog: pytest.LogCaptureFixtur
         monitor.on_log(None, state, TrainerControl(), logs=record)
     (line,) = [record.getMessage() for record in caplog.records if "grad_norm" in record.getMessage()]
     assert line.startswith("health, step 5, grad_norm: The gradient is 0 at every step: no weight is trained. Check")
+
+
+def test_held_out_prompts_are_answered_before_and_after_without_changing_the_training(
+    trainings: dict[str, tuple[Path, str]],
+) -> None:
+    asked, not_asked = trainings["asked"][0], trainings["not_asked"][0]
+    records = [orjson.loads(line) for line in (asked / "samples.jsonl").read_bytes().splitlines()]
+    assert [(record["step"], record["row"]) for record in records] == [(0, 8), (0, 9), (4, 8), (4, 9)]
+    assert all(record["text"] and record["prompt"] and record["expected"] for record in records)
+    assert records[0]["text"] != records[2]["text"]
+    facts = [orjson.loads((work / "done.json").read_bytes())["facts"] for work in (asked, not_asked)]
+    assert facts[0] == facts[1]  # losses_digest among them

@@ -77,7 +77,12 @@ def facts(kind: str = "adapter") -> dict[str, dict[str, Any]]:
 
 
 def make_artifacts(
-    store: Store, records: list[dict[str, Any]], *, kind: str = "adapter", seed: int = 0
+    store: Store,
+    records: list[dict[str, Any]],
+    *,
+    kind: str = "adapter",
+    seed: int = 0,
+    files: dict[str, str] | None = None,
 ) -> dict[str, Artifact]:
     artifacts: dict[str, Artifact] = {}
     for stage, stated in facts(kind).items():
@@ -91,6 +96,8 @@ def make_artifacts(
                 lines = "".join(json.dumps(record) + "\n" for record in records)
                 writer.write("metrics.jsonl", lines.encode(), volatile=True)
                 writer.write("train.log", b"step 1\n", volatile=True)
+                for name, content in (files or {}).items():
+                    writer.write(name, content.encode(), volatile=True)
             else:
                 writer.write("merge.json", json.dumps(MERGED).encode(), volatile=True)
                 writer.write("model/model.safetensors" if stage == "merge" else "rows", stage.encode())
@@ -143,7 +150,7 @@ def test_the_page_is_complete_in_itself(store: Store, tmp_path: Path) -> None:
     assert page.links == []
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert not re.search(r"url\(|@import|https?:", page.source)
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 5
 
 
 def test_the_configuration_on_the_page_is_the_run(store: Store, tmp_path: Path) -> None:
@@ -257,3 +264,49 @@ def test_the_examples_in_the_docstrings_hold(module: ModuleType) -> None:
     result = doctest.testmod(module)
     assert result.attempted
     assert not result.failed
+
+
+def found(row: str, status: str) -> dict[str, Any]:
+    remedy = "" if status == "healthy" else "Do this."
+    return {
+        "row": row,
+        "status": status,
+        "sign": "x",
+        "step": 3,
+        "value": 1.0,
+        "expected": "low",
+        "text": "Seen <b>.",
+        "remedy": remedy,
+    }
+
+
+@pytest.mark.parametrize(
+    ("statuses", "tone", "said"),
+    [
+        (["healthy", "healthy"], "good", "The loss fell"),
+        (["watch", "healthy"], "open", "unusual: train loss"),
+        (["watch", "sick"], "bad", "ill: eval loss"),
+    ],
+)
+def test_what_the_monitor_found_turns_the_verdict(
+    store: Store, tmp_path: Path, statuses: list[str], tone: str, said: str
+) -> None:
+    rows = [found(name, status) for name, status in zip(["train_loss", "eval_loss"], statuses, strict=True)]
+    files = {"health.json": json.dumps({"status": "x", "rows": rows})}
+    page = Page(write_report(tmp_path, run_config(), make_artifacts(store, metrics(falling(), {}), files=files)))
+    assert f'verdict {tone}"' in page.source
+    assert said in page.text
+    assert page.text.count("Seen <b>.") >= 2  # a text, not a tag
+    assert ("Do this." in page.text) is (tone != "good")
+
+
+def test_samples_before_and_after_stand_side_by_side(store: Store, tmp_path: Path) -> None:
+    answers = [(0, "base says"), (20, "half way"), (40, "now says")]
+    lines = [
+        {"step": step, "dataset": 0, "row": 7, "prompt": "Where is <X>?", "expected": "There.", "text": text}
+        for step, text in answers
+    ]
+    files = {"samples.jsonl": "".join(json.dumps(line) + "\n" for line in lines)}
+    page = Page(write_report(tmp_path, run_config(), make_artifacts(store, metrics(falling(), {}), files=files)))
+    assert all(text in page.text for text in ("Where is <X>?", "There.", "base says", "now says"))
+    assert "half way" not in page.text

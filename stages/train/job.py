@@ -51,6 +51,7 @@ class WorkFolder:
         self.log = root / "train.log"
         self.metrics = root / "metrics.jsonl"
         self.health = root / "health.json"
+        self.samples = root / "samples.jsonl"
         self.final = root / "final"
         self.done = root / "done.json"
         self.agent_report = root / "agent.json"

@@ -12,6 +12,7 @@ nothing at all. The idea of making the gradient in the forward pass is that of L
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
@@ -79,6 +80,7 @@ def loss_by_chunks(model: PreTrainedModel, batch: Batch) -> bool:
         total, trained = summed_loss(hidden, _trained_part(head).weight, labels, form)
         return CausalLMOutputWithPast(loss=total / (trained if num_items_in_batch is None else num_items_in_batch))
 
+    vars(forward)["__signature__"] = inspect.signature(type(causal).forward)  # generation looks what it may pass
     if not _same_loss(model, causal, own, MethodType(forward, causal), batch):
         return False
     causal.forward = MethodType(forward, causal)

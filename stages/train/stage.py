@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -98,7 +99,7 @@ def _produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> di
         _train(job, work, context, upstream)
     facts: dict[str, Any] = orjson.loads(work.done.read_bytes())["facts"]
     writer.take_folder(work.final)
-    for path in (work.metrics, work.log, work.health):
+    for path in filter(Path.exists, (work.metrics, work.log, work.health, work.samples)):
         with writer.create(path.name, volatile=True) as draft:  # a copy: the next try appends to the original
             shutil.copyfile(path, draft.path)
     work.done.unlink()  # a refreshed run trains again, from the last checkpoint on

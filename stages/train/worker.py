@@ -28,6 +28,7 @@ from stages.train.loss import loss_by_chunks
 from stages.train.metrics import MetricsLog
 from stages.train.model import DTYPES, load_model, save_final, uses_autocast
 from stages.train.outcome import STOPPED
+from stages.train.samples import Samples, prompts
 from stages.train.schedule import Schedule, plan_schedule
 from stages.train.segments import attend_by_sample
 from stages.train.sharding import check_sharded, settle_precision, whole_weights
@@ -83,7 +84,12 @@ def _train(job: Job, stop: StopFlag) -> int:
         schedule=schedule,
         batches=batches,
         eval_batches=eval_batches,
-        callbacks=[*recorder, *watchers(run, schedule, model, work.health if is_first else None), course],
+        callbacks=[
+            *recorder,
+            *watchers(run, schedule, model, work.health if is_first else None),
+            *(_samples(job, work, rows, eval_packs) if is_first else []),
+            course,
+        ],
         inspect=lambda trainer: _check(trainer, job, batches),
     )
     settle_precision(trainer, DTYPES[job.precision])
@@ -171,12 +177,22 @@ def _save(trainer: PackedTrainer, job: Job, work: WorkFolder, schedule: Schedule
         seal_final(work.done, work.final, key=job.key, facts=_facts(trainer, job, schedule))
 
 
+def _samples(job: Job, work: WorkFolder, rows: TokenRows, held_out: Packs) -> list[Samples]:
+    """Return what lets the model answer held-out prompts, if that is asked for and one process holds all weights."""
+    run = job.run
+    if not run.generate_samples or run.sharding in ("fsdp2", "zero3"):
+        return []
+    asked = prompts(rows, held_out, most=run.num_generation_samples, ratio=run.generation_prompt_ratio)
+    return [Samples(run, asked, job.tokens / "tokenizer", MetricsLog(work.samples))]
+
+
 def _checkpoint_for_all(job: Job, work: WorkFolder, *, is_first: bool) -> str | None:
     """Return the checkpoint that every process resumes from, chosen by the first; cut the metrics back to it."""
     chosen: list[str | None] = [None]
     if is_first:
         checkpoint = newest_checkpoint(work.root, job.key)
-        MetricsLog(work.metrics).cut(step_of(checkpoint) if checkpoint else 0)
+        for log in (work.metrics, work.samples):
+            MetricsLog(log).cut(step_of(checkpoint) if checkpoint else -1)
         if checkpoint:
             logger.info("continuing from the checkpoint of step %d", step_of(checkpoint))
             chosen = [str(checkpoint)]
