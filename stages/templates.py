@@ -18,6 +18,7 @@ import jinja2.sandbox
 
 from configs.schema import DatasetConfig, RunConfig
 from stages.errors import ConfigError, Problem
+from stages.template_proof import Needs, what_copying_needs
 
 TOKENIZER_DEFAULT = "tokenizer_default"
 FALLBACK = "tokenizer_default_fallback_"
@@ -114,6 +115,10 @@ class ChatTemplate:
         self.text = text
         self._variables = dict(variables)  # bos_token and the like, and chat_template_kwargs
         self._render: Callable[..., str] = _environment().from_string(text).render
+
+    def copying_needs(self) -> Needs | None:
+        """Return under which conditions the template only copies contents, None if it may look into them."""
+        return what_copying_needs(_environment().parse(self.text))
 
     def render(self, messages: Sequence[Message], tools: list[Any] | None = None, **more: Any) -> str:
         """Return the text of a conversation, without a generation prompt.

@@ -12,10 +12,23 @@ from stages.formats.chat import OPTIONS as CHAT_OPTIONS
 from stages.formats.chat import ChatFormat
 from stages.formats.instruction import STYLES, alpaca, user_defined
 from stages.formats.pieces import EndRule, Piece, Rejected, RowFormat, Span, Turn
+from stages.formats.plain import PlainChats, plain_chats
 from stages.formats.raw import CompletionFormat, SegmentsFormat
 from stages.templates import ChatTemplate
 
-__all__ = ["EndRule", "Piece", "Rejected", "RowFormat", "Span", "Turn", "check_format", "format_inputs", "make_format"]
+__all__ = [
+    "EndRule",
+    "Piece",
+    "PlainChats",
+    "Rejected",
+    "RowFormat",
+    "Span",
+    "Turn",
+    "check_format",
+    "format_inputs",
+    "make_format",
+    "make_plain",
+]
 
 CHAT = "chat_template"
 ALPACA = ("alpaca", *(f"alpaca:{style}" for style in STYLES))
@@ -67,6 +80,11 @@ def make_format(run: RunConfig, number: int, template: ChatTemplate | None) -> R
     if dataset.type in makers:
         return makers[dataset.type]()
     return alpaca(dataset.type.partition(":")[2] or "instruct", run.train_on_inputs)
+
+
+def make_plain(run: RunConfig, number: int, template: ChatTemplate | None) -> PlainChats | None:
+    """Return the fast way for the plain rows of one data set, None if it has none."""
+    return None if template is None else plain_chats(run.datasets[number], template, run.train_on_inputs)
 
 
 def _unknown_type(name: str, key: str) -> Problem:

@@ -59,6 +59,14 @@ class MessageReader:
         self._roles = _role_map(dataset.roles)
         self._trained_roles = {self._roles.get(role, role) for role in dataset.roles_to_train}
 
+    def role(self, name: str) -> str:
+        """Return the role that a name in the data stands for."""
+        return self._roles.get(name, name)
+
+    def trains(self, role: str) -> bool:
+        """Return whether turns of a role are trained, if their message does not say otherwise."""
+        return self._train_all or role in self._trained_roles
+
     def messages(self, row: dict[str, Any]) -> list[Message]:
         """Return the messages of a row.
 
@@ -103,7 +111,7 @@ class MessageReader:
         if name not in row or first.seen["role"] == "system":
             return []
         seen = {"role": "system", "content": text_of(row[name], name)}
-        return [Message(seen, self._train_all or "system" in self._trained_roles)]
+        return [Message(seen, self.trains("system"))]
 
     def _message(self, item: Any, place: str) -> Message:
         if not isinstance(item, dict):
@@ -138,7 +146,7 @@ class MessageReader:
         if "role" not in seen:
             raise Rejected("missing_field", f"{place} has no {self._properties['role']!r}")
         role = text_of(seen["role"], f"{place}.{self._properties['role']}")
-        seen["role"] = self._roles.get(role, role)
+        seen["role"] = self.role(role)
         if seen.get("tool_calls"):
             seen["tool_calls"] = _tool_calls(seen["tool_calls"], f"{place}.tool_calls")
         return seen
@@ -167,7 +175,7 @@ class MessageReader:
             return True
         if self._dataset.message_field_training_detail in item:
             return False  # an empty list of details
-        return self._train_all or role in self._trained_roles
+        return self.trains(role)
 
 
 def _role_map(roles: Mapping[str, tuple[str, ...]] | None) -> dict[str, str]:

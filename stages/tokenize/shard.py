@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from configs.schema import RunConfig
-from stages.formats import Piece, Rejected, RowFormat, make_format
+from stages.formats import Piece, PlainChats, Rejected, RowFormat, make_format, make_plain
 from stages.formats.rows import read_row
 from stages.templates import ChatTemplate
 from stages.tokenize.encoder import BackendError, Encoder, Tokenized
@@ -84,10 +84,12 @@ class ShardTokenizer:
     def __init__(self, setup: Setup) -> None:
         self._encoder = Encoder(setup.folder, setup.bos, setup.eos, setup.eot)
         self._formats: list[RowFormat] = []
+        self._plain: list[PlainChats | None] = []
         for number, text in enumerate(setup.templates):
             variables = {**setup.variables, **setup.run.chat_template_kwargs}
             template = None if text is None else ChatTemplate(text, variables)
             self._formats.append(make_format(setup.run, number, template))
+            self._plain.append(make_plain(setup.run, number, template))
 
     def tokenize(self, job: Job, report: Report) -> Outcome:
         """Write the target of a job. Memory is that of the target and of one batch of rows."""
@@ -99,37 +101,55 @@ class ShardTokenizer:
 
         try:
             return self._tokenize(job, counted)
-        except BackendError as error:
+        except (BackendError, _RenderingError) as error:
             report(-reported[0], -reported[1])
             outcome = self._tokenize(job, report)
-            outcome.note = f"{job.source.name}: {error}; the shard was tokenized again with the reference"
+            outcome.note = f"{job.source.name}: {error}; the shard was tokenized again without it"
             return outcome
 
     def _tokenize(self, job: Job, report: Report) -> Outcome:
         outcome = Outcome()
         written: list[tuple[int, Tokenized]] = []
         for first, raw in _batches(job):
-            for number, result in enumerate(self._batch(raw, self._formats[job.dataset]), start=first):
+            begun = len(written)
+            for number, result in enumerate(self._batch(raw, job.dataset), start=first):
                 if isinstance(result, Rejected):
                     detail = result.detail[:DETAIL_CHARACTERS]
                     outcome.rejected.append({"row": number, "reason": result.reason, "detail": detail})
                 else:
                     written += [(number, tokens) for tokens in result]
                     outcome.rows_written += 1
-            tokens = sum(len(tokens.ids) for _, tokens in written)
-            report(len(raw), tokens - outcome.tokens)
+            tokens = sum(len(tokens.ids) for _, tokens in written[begun:])
+            report(len(raw), tokens)
             outcome.rows_read += len(raw)
-            outcome.tokens = tokens
+            outcome.tokens += tokens
         table = _table(written, job.dataset)
         write_arrow(job.target, table)
         outcome.rows = table.num_rows
-        outcome.trained_tokens = int(sum(tokens.trained.sum() for _, tokens in written))
+        outcome.trained_tokens = sum(int(np.count_nonzero(tokens.trained)) for _, tokens in written)
         return outcome
 
-    def _batch(self, raw: list[bytes], form: RowFormat) -> list[list[Tokenized] | Rejected]:
-        prepared = [_pieces(row, form) for row in raw]
+    def _batch(self, raw: list[bytes], dataset: int) -> list[list[Tokenized] | Rejected]:
+        form = self._formats[dataset]
+        prepared = self._prepared(raw, dataset)
         encoded = iter(self._encoder.encode([row for row in prepared if not isinstance(row, Rejected)], form))
         return [row if isinstance(row, Rejected) else next(encoded) for row in prepared]
+
+    def _prepared(self, raw: list[bytes], dataset: int) -> list[list[Piece] | Rejected]:
+        """Return the pieces of rows, plain ones by the fast way; one of them is done the other way as well."""
+        form, plain = self._formats[dataset], self._plain[dataset]
+        if plain is None:
+            return [_pieces(row, form) for row in raw]
+        found = [plain.pieces(row) for row in raw]
+        number = sum(map(len, raw)) % len(raw)  # any one, the same on every machine
+        if found[number] is not None and found[number] != _pieces(raw[number], form):
+            self._plain[dataset] = None
+            raise _RenderingError(f"the template's skeleton is not its text for {raw[number][:200]!r}")
+        return [_pieces(row, form) if pieces is None else pieces for row, pieces in zip(raw, found, strict=True)]
+
+
+class _RenderingError(Exception):
+    """The fast way of plain rows gave another text: it is not used again."""
 
 
 def _pieces(raw: bytes, form: RowFormat) -> list[Piece] | Rejected:

@@ -73,7 +73,7 @@ def produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dic
     return {**_facts(context.run, outcomes), "tokenizer": tokenizer}
 
 
-STAGE = Stage("tokenize", 1, ("fetch",), inputs, produce)
+STAGE = Stage("tokenize", 2, ("fetch",), inputs, produce)
 
 
 @dataclass(frozen=True)
