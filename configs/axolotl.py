@@ -95,7 +95,6 @@ WITHOUT_EFFECT: dict[str, str] = spread(
         "the loss on the evaluation set is the only measure": (
             "do_causal_lm_eval eval_causal_lm_metrics do_bench_eval bench_dataset bench_split"
         ),
-        "profiles are not recorded yet": "profiler_steps profiler_steps_start",
         # parts of something that is refused by its main key
         "part of relora": (
             "relora_prune_ratio relora_prune_method relora_cpu_offload jagged_restart_warmup_steps "

@@ -268,6 +268,10 @@ class RunConfig(Section):
     )
     loss_watchdog_patience: int = Field(3, ge=1, description="Steps in a row above loss_watchdog_threshold.")
 
+    # Profile
+    profiler_steps: int | None = Field(None, ge=1, description="Steps that are recorded in profiler_trace.json.")
+    profiler_steps_start: int = Field(0, ge=0, description="Steps before the recorded ones; 5 leave the warm-up out.")
+
     # Logging, evaluation, saving
     logging_steps: int | None = Field(None, ge=1, description="Steps between log lines; default: 0.5 % of all, 1-10.")
     eval_steps: float | None = Field(None, gt=0, description="Steps between evaluations, or a fraction of all.")

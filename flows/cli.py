@@ -147,6 +147,16 @@ def inspect(config: Path, overrides: Sequence[str], jsonl: bool, rows: int) -> N
 
 
 @command(cli)
+@click.argument("output_dir", type=click.Path(path_type=Path))
+@json_option
+def profile(output_dir: Path, as_json: bool) -> None:
+    """Say where the time of the profiled steps in OUTPUT_DIR went, and what that suggests."""
+    from flows.profile_view import show_profile
+
+    show_profile(output_dir, as_json=as_json)
+
+
+@command(cli)
 def schema() -> None:
     """Print the JSON schema of a configuration."""
     from configs.schema import RunConfig

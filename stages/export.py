@@ -22,7 +22,7 @@ from stages.report import REPORT, SETTINGS, settings_of, write_report
 
 RECORD = ".sft-export.json"
 MODEL = "model/"
-LOGS = ("metrics.jsonl", "train.log")
+LOGS = ("metrics.jsonl", "train.log", "samples.jsonl", "profiler_trace.json", "snapshot.pickle")
 
 
 def export(run: RunConfig, artifacts: Mapping[str, Artifact]) -> None:

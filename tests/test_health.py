@@ -101,6 +101,11 @@ def test_a_schedule_that_was_asked_to_be_flat_is_healthy() -> None:
     assert finding(course(learning_rate=lambda step: 1e-3), "learning_rate", setting).sign == "constant"
 
 
+def test_a_small_fall_over_the_noise_is_one() -> None:
+    records = course(loss=lambda step: 1.3 - 0.0004 * step + 0.01 * math.sin(7 * step), held_out=[])
+    assert finding(records, "train_loss").sign == "falls"
+
+
 def test_a_few_steps_are_not_enough_to_call_a_loss_flat() -> None:
     records = course(loss=lambda step: 3.0)[:8]
     assert finding(records, "train_loss", Setting(8, 0, 1e-3, "cosine", 512)).status == "watch"

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from statistics import fmean, median
+from statistics import fmean, median, pstdev
 from typing import Any, Literal
 
 Status = Literal["healthy", "watch", "sick", "unknown"]
@@ -23,8 +23,8 @@ Status = Literal["healthy", "watch", "sick", "unknown"]
 
 SEVERITY: tuple[Status, ...] = ("healthy", "unknown", "watch", "sick")
 
-TELLING = 0.05
-"""A change of the loss by less than this share is none."""
+TELLING, SLIGHT = 0.05, 0.005
+"""A change of the loss by the first share is one, by less than the second none; between them, if over the noise."""
 ENOUGH_STEPS = 20
 """Steps after the warm-up from which on a loss that does not fall is an illness."""
 EDGE = 0.1
@@ -160,7 +160,7 @@ def _course(points: Points, setting: Setting, expected: str) -> Finding | None:
             "model knew was destroyed first.",
             f"Lower learning_rate (now {setting.learning_rate:g}), to a tenth for a start, and lengthen warmup_steps.",
         )  # fmt: skip
-    if last > (1 - TELLING) * first:
+    if first - last < _telling_fall(points, first):
         return Finding(
             "train_loss", certain, "flat", step, last, expected,
             f"The loss does not fall: {first:.4g} at the start, {last:.4g} at step {step}.",
@@ -316,6 +316,14 @@ def _ends(points: Points) -> tuple[float, float, int]:
     edge = max(1, min(50, int(len(points) * EDGE)))
     values = [value for _, value in points]
     return fmean(values[:edge]), fmean(values[-edge:]), points[-1][0]
+
+
+def _telling_fall(points: Points, first: float) -> float:
+    """Return by how much the loss must fall between the ends to be a fall, given how it jumps from step to step."""
+    jumps = [after[1] - before[1] for before, after in pairwise(points)]
+    noise = pstdev(jumps) / math.sqrt(2)
+    edge = max(1, min(50, int(len(points) * EDGE)))
+    return min(TELLING * first, max(SLIGHT * first, 3 * noise * math.sqrt(2 / edge)))
 
 
 def _first_memorised(points: Points) -> int | None:

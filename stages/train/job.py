@@ -52,6 +52,8 @@ class WorkFolder:
         self.metrics = root / "metrics.jsonl"
         self.health = root / "health.json"
         self.samples = root / "samples.jsonl"
+        self.trace = root / "profiler_trace.json"
+        self.snapshot = root / "snapshot.pickle"
         self.final = root / "final"
         self.done = root / "done.json"
         self.agent_report = root / "agent.json"

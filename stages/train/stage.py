@@ -32,6 +32,15 @@ ADAPTER_KEYS = (
     "lora_target_linear",
     "lora_modules_to_save",
 )
+SAMPLE_KEYS = (
+    "num_generation_samples",
+    "generation_max_new_tokens",
+    "generation_do_sample",
+    "generation_temperature",
+    "generation_top_p",
+    "generation_top_k",
+    "generation_prompt_ratio",
+)
 OPTIMISATION_KEYS = (
     "sequences_per_pass",
     "passes_per_step",
@@ -82,8 +91,19 @@ def key_inputs(context: Context, machine: Machine) -> dict[str, Any]:
         "tf32": tf32(run, machine),
         "world_size": world_size(run, machine),
         "evaluates_in_passes_of": _eval_pass(run),
+        **_also_recorded(run),
         "libraries": {name: version(name) for name in (*LIBRARIES, *needed_packages(run))},
     }
+
+
+def _also_recorded(run: RunConfig) -> dict[str, Any]:
+    """Return what was asked to be written beside the weights: an artifact without it is not the one that is wanted."""
+    asked: dict[str, Any] = {}
+    if run.profiler_steps:
+        asked["profile_of_steps"] = [run.profiler_steps_start, run.profiler_steps]
+    if run.generate_samples:
+        asked["samples"] = {name: getattr(run, name) for name in SAMPLE_KEYS}
+    return asked
 
 
 def _eval_pass(run: RunConfig) -> int:
@@ -99,7 +119,8 @@ def _produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> di
         _train(job, work, context, upstream)
     facts: dict[str, Any] = orjson.loads(work.done.read_bytes())["facts"]
     writer.take_folder(work.final)
-    for path in filter(Path.exists, (work.metrics, work.log, work.health, work.samples)):
+    said = (work.metrics, work.log, work.health, work.samples, work.trace, work.snapshot)
+    for path in filter(Path.exists, said):
         with writer.create(path.name, volatile=True) as draft:  # a copy: the next try appends to the original
             shutil.copyfile(path, draft.path)
     work.done.unlink()  # a refreshed run trains again, from the last checkpoint on

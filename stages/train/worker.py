@@ -13,6 +13,7 @@ import transformers
 from torch import distributed
 from transformers import PreTrainedModel
 
+from configs.schema import RunConfig
 from stages.artifacts import Artifact, digest_of
 from stages.artifacts.store import read_artifact
 from stages.errors import StageError, TransientError
@@ -28,6 +29,7 @@ from stages.train.loss import loss_by_chunks
 from stages.train.metrics import MetricsLog
 from stages.train.model import DTYPES, load_model, save_final, uses_autocast
 from stages.train.outcome import STOPPED
+from stages.train.profiling import Profiler
 from stages.train.samples import Samples, prompts
 from stages.train.schedule import Schedule, plan_schedule
 from stages.train.segments import attend_by_sample
@@ -88,6 +90,7 @@ def _train(job: Job, stop: StopFlag) -> int:
             *recorder,
             *watchers(run, schedule, model, work.health if is_first else None),
             *(_samples(job, work, rows, eval_packs) if is_first else []),
+            *(_profiler(run, work) if is_first else []),
             course,
         ],
         inspect=lambda trainer: _check(trainer, job, batches),
@@ -184,6 +187,12 @@ def _samples(job: Job, work: WorkFolder, rows: TokenRows, held_out: Packs) -> li
         return []
     asked = prompts(rows, held_out, most=run.num_generation_samples, ratio=run.generation_prompt_ratio)
     return [Samples(run, asked, job.tokens / "tokenizer", MetricsLog(work.samples))]
+
+
+def _profiler(run: RunConfig, work: WorkFolder) -> list[Profiler]:
+    if run.profiler_steps is None:
+        return []
+    return [Profiler(run.profiler_steps_start, run.profiler_steps, work.trace, work.snapshot)]
 
 
 def _checkpoint_for_all(job: Job, work: WorkFolder, *, is_first: bool) -> str | None:
