@@ -18,8 +18,8 @@ from stages.templates import ChatTemplate
 from stages.tokenize.encoder import BackendError, Encoder, Tokenized
 from stages.tokens import TOKEN_SCHEMA, write_arrow
 
-BATCH_ROWS = 256
-BATCH_CHARACTERS = 1 << 20
+BATCH_ROWS = 512
+BATCH_CHARACTERS = 1 << 21
 DETAIL_CHARACTERS = 300
 Report = Callable[[int, int], None]
 """Is told rows read and tokens written since the last call."""
