@@ -35,20 +35,19 @@ class Located:
         ids: (tokens,) of all texts.
         offsets: (texts + 1,) tokens in front of each text.
         characters: (texts + 1,) characters in front of each text.
-        bytes_at: (characters + 1,) bytes in front of each character; None if each has one.
+        behind: for each byte that continues a character, how many characters have begun in front of it, in order.
         stops: (tokens,) bytes up to the end of each token.
     """
 
     ids: Ids
     offsets: Positions
     characters: Positions
-    bytes_at: Positions | None
+    behind: Positions
     stops: Positions
 
     def tokens_of(self, starts: Positions, ends: Positions) -> tuple[Positions, Positions]:
         """Return the tokens [first, behind) that overlap each span [start, end) of characters."""
-        if self.bytes_at is not None:
-            starts, ends = self.bytes_at[starts], self.bytes_at[ends]
+        starts, ends = _bytes_at(self.behind, starts), _bytes_at(self.behind, ends)
         first = np.searchsorted(self.stops, starts, side="right")
         begins = np.concatenate([np.zeros(1, np.int64), self.stops[:-1]])
         return first, np.maximum(first, np.searchsorted(begins, ends, side="left"))
@@ -65,15 +64,15 @@ class ByteLevel:
         """Return where the tokens of all texts are, or of which texts this is proven."""
         data = "".join(texts).encode()
         characters = _running_sum([len(text) for text in texts])
-        bytes_at = None if len(data) == characters[-1] else _bytes_at(data)
-        edges = characters if bytes_at is None else bytes_at[characters]
+        behind = _continuations(data) if len(data) > characters[-1] else np.zeros(0, np.int64)
+        edges = _bytes_at(behind, characters)
         said = self._bytes.take(pa.array(ids))
         _, stops_buffer, said_buffer = said.buffers()
         stops = np.frombuffer(stops_buffer, np.int64, len(ids) + 1)
         said_edges = stops[offsets]
         spoken = said_buffer.to_pybytes()[: stops[-1]] if said_buffer is not None else b""
         if spoken == data and np.array_equal(said_edges, edges):
-            return Located(ids, offsets, characters, bytes_at, stops[1:])
+            return Located(ids, offsets, characters, behind, stops[1:])
         places = zip(said_edges[:-1], said_edges[1:], edges[:-1], edges[1:], strict=True)
         return [spoken[one:two] == data[start:end] for one, two, start, end in places]
 
@@ -162,7 +161,16 @@ def _running_sum(counts: Sequence[int]) -> Positions:
     return total
 
 
-def _bytes_at(data: bytes) -> Positions:
-    """Return the byte at which each character of UTF-8 starts, and the end."""
-    starts = np.flatnonzero((np.frombuffer(data, np.uint8) & 0xC0) != 0x80)
-    return np.append(starts, len(data))
+def _continuations(data: bytes) -> Positions:
+    """Return `Located.behind` of UTF-8."""
+    continued = np.flatnonzero((np.frombuffer(data, np.uint8) & 0xC0) == 0x80)
+    return continued - np.arange(len(continued))
+
+
+def _bytes_at(behind: Positions, characters: Positions) -> Positions:
+    """Return how many bytes are in front of each of these characters: one for each character, and the others.
+
+    >>> _bytes_at(_continuations("é=".encode()), np.array([0, 1, 2]))
+    array([0, 2, 3])
+    """
+    return characters + np.searchsorted(behind, characters, side="right") if len(behind) else characters

@@ -64,6 +64,7 @@ class Encoder:
         self._bytes = ByteLevel(self._tokenizer, eos, eot) if _says_bytes(settings) else None
         self._affixes = _affixes(self._tokenizer)
         self._bos, self._eos = bos, eos
+        self._end = np.array([eos], np.int32)
         self._eot, self._eos_only = frozenset(eot), frozenset([eos])
 
     def encode(self, rows: Sequence[list[Piece]], form: RowFormat) -> list[list[Tokenized] | Rejected]:
@@ -180,7 +181,8 @@ class Encoder:
     def _with_ends(self, piece: Piece, tokens: Tokenized) -> Tokenized:
         ids, trained = tokens.ids, tokens.trained
         if piece.ends and len(ids) and ids[-1] != self._eos:
-            ids, trained = np.append(ids, np.int32(self._eos)), np.append(trained, piece.trained)
+            ids = np.concatenate([ids, self._end])
+            trained = np.concatenate([trained, [piece.trained]])
         if piece.continues and len(ids) and ids[0] == self._bos:
             ids, trained = ids[1:], trained[1:]
         return Tokenized(ids, trained)
