@@ -42,7 +42,7 @@ def show_masks(tokens: Artifact, rows: int) -> Iterator[RenderableType]:
         dataset = row["dataset"]
         shown[dataset] = shown.get(dataset, 0) + 1
         if shown[dataset] <= rows:
-            yield _panel(row, view, tokens.facts["datasets"][dataset]["path"])
+            yield _panel(row, view)
         elif min(shown.get(number, 0) for number in range(len(tokens.facts["datasets"]))) >= rows:
             break
     yield _totals(tokens)
@@ -77,7 +77,7 @@ class _View:
                 yield _Run(text, bool(trained[start]), bool(special[start]))
 
 
-def _panel(row: dict[str, Any], view: _View, path: str) -> Panel:
+def _panel(row: dict[str, Any], view: _View) -> Panel:
     text, inside = Text(), False
     for run in view.runs(row["input_ids"], row["labels"]):
         if run.trained != inside:
@@ -89,9 +89,7 @@ def _panel(row: dict[str, Any], view: _View, path: str) -> Panel:
     tokens = len(row["labels"])
     trained = sum(label != IGNORED for label in row["labels"])
     counts = f"{tokens} tokens, {trained} trained"
-    return Panel(
-        text, title=f"datasets.{row['dataset']} ({path}) row {row['row']}", subtitle=counts, title_align="left"
-    )
+    return Panel(text, title=f"datasets.{row['dataset']} row {row['row']}", subtitle=counts, title_align="left")
 
 
 def _style(run: _Run) -> str:

@@ -130,6 +130,16 @@ def test_a_stopped_run_continues_with_the_shards_that_it_lacks(made: Artifact, t
     assert artifact.digest == made.digest
 
 
+def test_the_same_rows_at_another_path_are_the_same_artifact(tokenizer: Path, tmp_path: Path) -> None:
+    digests = set()
+    for path in ("here.jsonl", "there.jsonl"):
+        run = fetched.make_run(tokenizer, max_rejected_ratio=1.0, dataset={"path": path})
+        artifact = fetched.tokenize(tmp_path / path, run, [*CHATS[:5], *BROKEN])
+        assert {record["path"] for record in fetched.rejected(artifact)} == {path}
+        digests.add(artifact.digest)
+    assert len(digests) == 1
+
+
 def test_too_many_broken_rows_stop_the_run(tokenizer: Path, tmp_path: Path) -> None:
     run = fetched.make_run(tokenizer, max_rejected_ratio=0.02)
     with pytest.raises(DataError) as error:

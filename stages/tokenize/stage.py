@@ -70,10 +70,10 @@ def produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dic
     outcomes = _tokenize(_shards(raw), setup, writer, tally)
     _write_rejected(context.run, outcomes, writer)
     tokenizer = {name: resolved[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
-    return {**_facts(context.run, outcomes), "tokenizer": tokenizer}
+    return {**_facts(len(context.run.datasets), outcomes), "tokenizer": tokenizer}
 
 
-STAGE = Stage("tokenize", 2, ("fetch",), inputs, produce)
+STAGE = Stage("tokenize", 3, ("fetch",), inputs, produce)
 
 
 @dataclass(frozen=True)
@@ -241,15 +241,16 @@ def _write_rejected(run: RunConfig, outcomes: list[tuple[_Shard, Outcome]], writ
         orjson.dumps({key: record[key] for key in ("dataset", "row", "path", "reason", "detail")}) + b"\n"
         for record in _records(run, outcomes)
     )
-    writer.write("rejected.jsonl", b"".join(lines))
+    # volatile, because it names the paths of the data, which the key leaves out
+    writer.write("rejected.jsonl", b"".join(lines), volatile=True)
 
 
-def _facts(run: RunConfig, outcomes: list[tuple[_Shard, Outcome]]) -> dict[str, Any]:
+def _facts(count: int, outcomes: list[tuple[_Shard, Outcome]]) -> dict[str, Any]:
     everything = [outcome for _, outcome in outcomes]
     datasets = []
-    for number, dataset in enumerate(run.datasets):
+    for number in range(count):
         own = [outcome for shard, outcome in outcomes if shard.dataset == number]
-        datasets.append({"path": dataset.path, **_counts(own)})
+        datasets.append(_counts(own))
     shards = [
         {"file": shard.name, "dataset": shard.dataset, "rows": outcome.rows, "tokens": outcome.tokens}
         for shard, outcome in outcomes
