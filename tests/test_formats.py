@@ -286,6 +286,8 @@ def test_broken_rows_of_the_other_formats(kind: str, row: dict[str, Any], reason
     [
         ("sharegpt", "field_messages: conversations"),
         ("sharegpt.load_role", "message_property_mappings"),
+        ("chatml.intel", "preferences"),
+        ("bradley_terry.chat_template", "type: chat_template"),
         ("alpacca", "Did you mean alpaca?"),
         ("nonsense", "Known: chat_template, alpaca"),
         ({"format": "{question}"}, "{input} and {instruction}"),

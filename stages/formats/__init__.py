@@ -32,6 +32,15 @@ __all__ = [
 
 CHAT = "chat_template"
 ALPACA = ("alpaca", *(f"alpaca:{style}" for style in STYLES))
+PREFERENCES = (
+    "bradley_terry",
+    "stepwise_supervised",
+    "chat_template.",
+    "chatml.",
+    "llama3.",
+    "zephyr.",
+    "user_defined.",
+)
 KNOWN = (CHAT, *ALPACA, "input_output", "completion")
 
 
@@ -94,6 +103,9 @@ def _unknown_type(name: str, key: str) -> Problem:
             "`message_property_mappings: {role: from, content: value}`."
         )
         return Problem("configuration", key, name, "was replaced by chat_template", remedy)
+    if name.startswith(PREFERENCES):
+        remedy = "Use `type: chat_template` on rows whose messages end with the answer to learn."
+        return Problem("configuration", key, name, "is for learning from preferences, which is not done here", remedy)
     close = difflib.get_close_matches(name, KNOWN, n=1)
     hint = f"Did you mean {close[0]}? " if close else ""
     remedy = f"{hint}Known: {', '.join(KNOWN)}, or a dictionary with `format`."
