@@ -10,6 +10,7 @@ Packed sequences (artifact of `pack`): `train.arrow` and `eval.arrow` of `PACK_S
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,6 @@ class TokenRows:
 
     Attributes:
         lengths: (rows,) int32, tokens of each row.
-        trained: (rows,) int32, trained tokens of each row.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -65,21 +65,29 @@ class TokenRows:
         self._masks: list[pa.BooleanArray] = []
         self._offsets: list[npt.NDArray[np.int64]] = []
         self._sources: list[pa.Table] = []
-        first_rows, lengths, trained = [0], [], []
+        first_rows, lengths = [0], []
         for table in tables:
             ids, mask = _only_chunk(table["input_ids"]), _only_chunk(table["trained"])
             offsets = np.asarray(ids.offsets).astype(np.int64)
-            counts = np.concatenate([[0], np.cumsum(mask.flatten().to_numpy(zero_copy_only=False), dtype=np.int64)])
             self._ids.append(ids.values.to_numpy())
             self._masks.append(mask.values)
             self._offsets.append(offsets)
             self._sources.append(table.select(["dataset", "row"]))
             lengths.append(np.diff(offsets).astype(np.int32))
-            trained.append(np.diff(counts[offsets - offsets[0]]).astype(np.int32))
             first_rows.append(first_rows[-1] + table.num_rows)
         self._first_rows = np.asarray(first_rows, dtype=np.int64)
         self.lengths: npt.NDArray[np.int32] = np.concatenate(lengths)
-        self.trained: npt.NDArray[np.int32] = np.concatenate(trained)
+
+    @cached_property
+    def trained(self) -> npt.NDArray[np.int32]:
+        """Return (rows,) int32, trained tokens of each row. Reads all masks: two seconds for a billion tokens."""
+        counts = [
+            _trues(mask, offsets, lengths)
+            for mask, offsets, lengths in zip(
+                self._masks, self._offsets, np.split(self.lengths, self._first_rows[1:-1]), strict=True
+            )
+        ]
+        return np.concatenate(counts)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -149,6 +157,19 @@ class Packs:
         if not len(self):
             return np.zeros(0, np.int64)
         return np.add.reduceat(self.lengths.astype(np.int64), self.offsets[:-1])
+
+
+def _trues(
+    mask: pa.BooleanArray, offsets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int32]
+) -> npt.NDArray[np.int32]:
+    """Return (rows,) how many of the flags of each row are true; rows without flags are allowed."""
+    flags = mask.slice(int(offsets[0]), int(offsets[-1] - offsets[0])).to_numpy(zero_copy_only=False)
+    counts = np.zeros(len(lengths), np.int32)
+    filled = np.flatnonzero(lengths)
+    if len(filled):
+        starts = offsets[filled] - offsets[0]
+        counts[filled] = np.add.reduceat(flags.view(np.uint8), starts, dtype=np.int32)
+    return counts
 
 
 def _only_chunk(column: pa.ChunkedArray) -> pa.ListArray:
