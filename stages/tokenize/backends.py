@@ -76,7 +76,7 @@ class FastBackend:
 def fast_backend(settings: str, reference: HuggingFaceBackend, added: Sequence[str]) -> FastBackend | None:
     """Return the fast backend for a tokenizer (its `tokenizer.json`), None if it differs in any hard text or is absent.
 
-    Takes half a second, so that it can be asked in every process and no verdict has to be kept.
+    Takes about 1.3 seconds with loading, so it is asked only where many texts follow; no verdict is kept.
     """
     if fastokens is None:
         return None
