@@ -12,7 +12,7 @@ from stages.train.job import Job
 from stages.train.metrics import read_metrics
 from tests.train_data import Bench
 
-JOB_SECONDS = 60
+JOB_SECONDS = 100
 LENGTHS = [30, 12, 45, 20, 9, 33, 18, 27]
 SEQUENCES = [[0, 1], [2], [3, 4], [5], [6, 7], [1, 4], [0], [3]]
 LORA: dict[str, Any] = {"adapter": "lora", "lora_r": 4, "lora_target_linear": True}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
@@ -12,7 +14,7 @@ from stages.errors import ConfigError, Problem
 from stages.train.job import Job
 from stages.train.model import uses_autocast
 from stages.train.schedule import Schedule
-from stages.train.sharding import fsdp_arguments, shard_on_cpu
+from stages.train.sharding import deepspeed_arguments, fsdp_arguments, shard_on_cpu
 
 
 def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
@@ -23,7 +25,7 @@ def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
     run = job.run
     _check_names(run)
     on_gpu = torch.cuda.is_available()
-    arguments = TrainingArguments(
+    settings: dict[str, Any] = dict(
         output_dir=str(job.work),
         use_cpu=not on_gpu,
         seed=run.seed,
@@ -48,7 +50,10 @@ def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
         fp16=job.precision == "fp16" and uses_autocast(job),
         tf32=job.tf32 if on_gpu else None,
         activation_checkpointing=run.recomputes_activations,  # FSDP's own would draw another dropout
-        activation_checkpointing_kwargs={"use_reentrant": False, **run.gradient_checkpointing_kwargs},
+        activation_checkpointing_kwargs={
+            "use_reentrant": run.deepspeed is not None,
+            **run.gradient_checkpointing_kwargs,
+        },
         ddp_find_unused_parameters=False,
         dataloader_num_workers=run.dataloader_num_workers,
         dataloader_pin_memory=on_gpu,
@@ -60,8 +65,10 @@ def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
         eval_strategy="no",
         disable_tqdm=True,
         report_to="none",
-        **fsdp_arguments(run.fsdp_config, on_gpu=on_gpu),
     )
+    settings |= fsdp_arguments(run.fsdp_config, on_gpu=on_gpu)
+    settings |= deepspeed_arguments(run, job.precision, on_gpu=on_gpu)
+    arguments = TrainingArguments(**settings)
     shard_on_cpu(arguments)
     return arguments
 

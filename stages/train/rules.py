@@ -24,16 +24,44 @@ def check(run: RunConfig) -> None:
 
 def problems(run: RunConfig) -> list[Problem]:
     """Return why a configuration cannot be trained; nothing if it can."""
-    return [*_missing_packages(run)]
+    return [*_missing_packages(run), *_unshardable(run), *_wrong_deepspeed(run)]
 
 
 def needed_packages(run: RunConfig) -> list[str]:
     """Return the optional packages whose behaviour is in the trained weights."""
-    return ["bitsandbytes"] if _uses_bitsandbytes(run) else []
+    return sorted({package for package, _, _ in _wanted(run)})
 
 
-def _uses_bitsandbytes(run: RunConfig) -> bool:
-    return run.load_in_4bit or run.load_in_8bit
+def _unshardable(run: RunConfig) -> list[Problem]:
+    """Return what cannot be cut into shards."""
+    found = []
+    if run.sharding == "fsdp2" and any(word in run.optimizer for word in ("8bit", "paged", "bnb", "ademamix")):
+        rule = "FSDP2 cannot shard the state of bitsandbytes' optimizers"
+        found.append(_problem("optimizer", run.optimizer, rule, "Set optimizer: adamw_torch_fused, or use ZeRO-2."))
+    if run.sharding == "fsdp2" and run.load_in_8bit:
+        rule, remedy = "FSDP2 cannot shard 8-bit weights", "Set adapter: qlora and load_in_4bit: true, or use ZeRO-2."
+        found.append(_problem("load_in_8bit", "true", rule, remedy))
+    if run.sharding == "zero3" and (run.load_in_4bit or run.load_in_8bit):
+        key = "load_in_4bit" if run.load_in_4bit else "load_in_8bit"
+        rule = "ZeRO-3 on quantised weights is not tried on GPUs yet"
+        found.append(_problem(key, "true", rule, "Use ZeRO-2, or fsdp_config with adapter: qlora."))
+    return found
+
+
+def _wrong_deepspeed(run: RunConfig) -> list[Problem]:
+    """Return what DeepSpeed's configuration lacks, and what of it the run says itself."""
+    if run.deepspeed is None:
+        return []
+    found = []
+    if run.sharding == "zero0":
+        rule = "zero_optimization.stage is 1, 2 or 3"
+        found.append(_problem("deepspeed", "", rule, "Set deepspeed: {zero_optimization: {stage: 2}}, or remove it."))
+    for section in ("optimizer", "scheduler"):
+        if section in run.deepspeed:
+            rule = f"the {section} is that of the run"
+            remedy = "Remove it; optimizer, learning_rate and lr_scheduler say it."
+            found.append(_problem(f"deepspeed.{section}", "", rule, remedy))
+    return found
 
 
 def _missing_packages(run: RunConfig) -> list[Problem]:
@@ -48,7 +76,8 @@ def _missing_packages(run: RunConfig) -> list[Problem]:
 
 def _wanted(run: RunConfig) -> list[tuple[str, str, str]]:
     """Return (package, key, value) of what asks for an optional package."""
-    return [("bitsandbytes", key, "true") for key in ("load_in_4bit", "load_in_8bit") if getattr(run, key)]
+    wanted = [("bitsandbytes", key, "true") for key in ("load_in_4bit", "load_in_8bit") if getattr(run, key)]
+    return [*wanted, ("deepspeed", "deepspeed", "")] if run.deepspeed is not None else wanted
 
 
 def _install(extra: str) -> str:

@@ -1,7 +1,10 @@
-"""FSDP2 in the words of Hugging Face's Trainer; a look at what it really did; and whole tensors out of shards."""
+"""FSDP2 and DeepSpeed in the Trainer's words; a look at what they really did; and whole tensors out of shards."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,8 +15,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from configs.schema import FsdpConfig
-from stages.errors import StageError
+from configs.schema import FsdpConfig, RunConfig
+from stages.errors import ConfigError, Problem, StageError
 
 
 def fsdp_arguments(config: FsdpConfig | None, *, on_gpu: bool) -> dict[str, Any]:
@@ -32,6 +35,43 @@ def fsdp_arguments(config: FsdpConfig | None, *, on_gpu: bool) -> dict[str, Any]
     if config.transformer_layer_cls_to_wrap:
         chosen["transformer_layer_cls_to_wrap"] = list(config.transformer_layer_cls_to_wrap)
     return {"fsdp": True, "fsdp_config": chosen}
+
+
+def deepspeed_arguments(run: RunConfig, precision: str, *, on_gpu: bool) -> dict[str, Any]:
+    """Return the arguments of TrainingArguments that ask for DeepSpeed; none without it.
+
+    Batch sizes, clipping, precision and optimizer are those of the run, whatever DeepSpeed's configuration says.
+
+    Raises:
+        ConfigError: a lower precision without a GPU.
+    """
+    if run.deepspeed is None:
+        return {}
+    config = {
+        **run.deepspeed,
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": run.max_grad_norm,
+        "bf16": {"enabled": precision == "bf16"},
+        "fp16": {"enabled": precision == "fp16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if on_gpu:
+        return {"deepspeed": config}
+    if precision != "fp32":
+        rule, remedy = "DeepSpeed without a GPU computes in float32", "Set bf16: false, or use fsdp_config."
+        raise ConfigError([Problem("configuration", "bf16", str(run.bf16).lower(), rule, remedy)])
+    _form_cpu_group()
+    return {"deepspeed": config, "use_cpu": False, "accelerator_config": {"use_configured_state": True}}
+
+
+def _form_cpu_group() -> None:
+    """Let processes without a GPU know each other before the Trainer looks: it would let each train on its own."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    PartialState(backend="gloo")
+    del os.environ["ACCELERATE_USE_DEEPSPEED"]
 
 
 def shard_on_cpu(arguments: TrainingArguments) -> None:
@@ -69,6 +109,8 @@ def check_sharded(trainer: Trainer, wanted: str, world_size: int) -> None:
         raise StageError(f"{world_size} training processes were started, but they form groups of {found}")
     if wanted == "fsdp2":
         _check_fsdp(trainer.model, world_size)
+    elif wanted.startswith("zero"):
+        _check_zero(trainer, int(wanted.removeprefix("zero")), world_size)
     elif trainer.is_fsdp_enabled:
         raise StageError("the training is sharded by FSDP, which was not asked for")
 
@@ -86,6 +128,23 @@ def _check_fsdp(model: PreTrainedModel, world_size: int) -> None:
         raise StageError(f"fsdp_config asks for sharded weights, but this process holds {here:,} of {there:,} of them")
 
 
+def _check_zero(trainer: Trainer, stage: int, world_size: int) -> None:
+    engine = getattr(trainer, "deepspeed", None)
+    if engine is None:
+        raise StageError("deepspeed was asked for, but the training runs without it")
+    found = engine.zero_optimization_stage(), engine.dp_world_size
+    if found != (stage, world_size):
+        raise StageError(
+            f"deepspeed asks for ZeRO-{stage} over {world_size} processes, but runs ZeRO-{found[0]} over {found[1]}"
+        )
+    if stage == 3:
+        whole = [name for name, weight in trainer.model.named_parameters() if not hasattr(weight, "ds_id")]
+        if whole:
+            raise StageError(
+                f"ZeRO-3 was asked for, but {len(whole)} weights are not in shards, the first is {whole[0]}"
+            )
+
+
 def whole_weights(model: PreTrainedModel, *, trained_only: bool, is_first: bool) -> dict[str, torch.Tensor]:
     """Return the weights of a sharded model by name, whole and on the CPU, in the first process; nothing elsewhere.
 
@@ -98,7 +157,20 @@ def whole_weights(model: PreTrainedModel, *, trained_only: bool, is_first: bool)
     for name, tensor in tensors.items():
         if trained_only and not tensor.requires_grad:
             continue
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if is_first:
-            weights[name] = whole.detach().cpu()
+        with _gathered(tensor) as whole:
+            if is_first:
+                weights[name] = whole.detach().to("cpu", copy=True)
     return weights
+
+
+@contextmanager
+def _gathered(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    if isinstance(tensor, DTensor):
+        yield tensor.full_tensor()
+    elif hasattr(tensor, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            yield tensor.data
+    else:
+        yield tensor

@@ -88,6 +88,7 @@ def key_inputs(context: Context, machine: Machine) -> dict[str, Any]:
         "quantization": quantization(run, precision(run, machine)),
         "weights_in_low_precision": run.bf16 == "full",
         "sharding": run.sharding,
+        "deepspeed": run.deepspeed,
         "tf32": tf32(run, machine),
         "world_size": world_size(run, machine),
         "evaluates_in_passes_of": _eval_pass(run),

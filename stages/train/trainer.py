@@ -89,8 +89,8 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         return samples, self._step_tokens
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the weights of a checkpoint; those of FSDP are in files of their own, which the Trainer writes next."""
-        if not self.is_fsdp_enabled:
+        """Write the weights of a checkpoint; FSDP's and DeepSpeed's are in files of their own, written next."""
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             super().save_model(output_dir, _internal_call=_internal_call)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -173,7 +173,7 @@ def _save(trainer: PackedTrainer, job: Job, work: WorkFolder, schedule: Schedule
     """Write the final model and the end marker, in the first process, with the help of all."""
     is_first = trainer.args.process_index == 0
     weights = None
-    if job.run.sharding == "fsdp2":
+    if job.run.sharding in ("fsdp2", "zero3"):
         weights = whole_weights(trainer.model, trained_only=job.run.adapter is not None, is_first=is_first)
     if is_first:
         save_final(trainer.accelerator.unwrap_model(trainer.model), job, work.final / "model", weights)
