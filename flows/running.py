@@ -9,11 +9,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import httpx
 from rich.console import Console
 
 from configs.load import LoadedRun
 from flows.display import LiveTable, PlainLines
 from flows.server import prefect_server, server_is_configured
+from stages.errors import TransientError
 from stages.export import export
 from stages.pipeline import StageName, plan, stages_until
 from stages.stage import StageResult, open_run
@@ -40,9 +42,14 @@ def run_pipeline(
     with display, _terminable(), _quiet_prefect(), prefect_server():
         from flows.sft import sft
 
-        with listening(display):
-            results = sft(config=str(loaded.path), overrides=list(overrides), refresh=list(refresh), until=until)
-            return list(results)
+        try:
+            with listening(display):
+                return list(sft(config=str(loaded.path), overrides=list(overrides), refresh=list(refresh), until=until))
+        except httpx.HTTPError as error:
+            raise TransientError(
+                f"Prefect's server does not answer any more ({error}). What was finished is in the store: start the "
+                "run again, and it continues from there."
+            ) from error
 
 
 def _from_store(loaded: LoadedRun, *, until: StageName, refresh: Sequence[StageName]) -> list[StageResult] | None:

@@ -23,6 +23,7 @@ from stages.errors import StageError
 from stages.lifeline import bound
 
 STARTUP_SECONDS = 180.0
+CLIENT_RETRIES = "1"  # on the loopback a server that refuses a connection is gone; waiting does not bring it back
 _SERVER_SETTINGS = {
     "PREFECT_UI_ENABLED": "0",
     "PREFECT__SERVER_EPHEMERAL": "1",
@@ -62,6 +63,7 @@ def prefect_server() -> Iterator[None]:
         bound(command), env={**os.environ, **_SERVER_SETTINGS}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", CLIENT_RETRIES)
     try:
         import prefect  # noqa: F401  (while the server starts)
 

@@ -12,6 +12,7 @@ from stages.artifacts import Artifact
 from stages.export import export
 from stages.pipeline import StageName, stages_until
 from stages.stage import StageResult, open_run
+from tasks.progress import unless_away
 from tasks.stage_task import run_as_task
 
 
@@ -55,4 +56,5 @@ def _show(results: list[StageResult]) -> None:
         }
         for result in results
     ]
-    create_table_artifact(key="sft-stages", table=rows, description="The stages of this run.")
+    with unless_away():
+        create_table_artifact(key="sft-stages", table=rows, description="The stages of this run.")

@@ -22,7 +22,7 @@ from stages.artifacts import Artifact, Store
 from stages.errors import TransientError
 from stages.stage import Context, Stage, StageResult, run_stage
 from tasks.listener import listener
-from tasks.progress import ProgressArtifact
+from tasks.progress import ProgressArtifact, unless_away
 
 RETRIES = 3
 FIRST_DELAY_SECONDS = 2
@@ -97,7 +97,8 @@ def _show_facts(result: StageResult) -> None:
         {"what": "key", "value": result.artifact.key},
         *({"what": name, "value": _cell(value)} for name, value in result.artifact.facts.items()),
     ]
-    create_table_artifact(key=f"sft-{result.stage}", table=rows, description=f"What `{result.stage}` made.")
+    with unless_away():
+        create_table_artifact(key=f"sft-{result.stage}", table=rows, description=f"What `{result.stage}` made.")
 
 
 def _cell(value: Any) -> str:
