@@ -249,6 +249,8 @@ def _run(
             for result in results
         ]
         write_json({"stages": stages, "output_dir": loaded.run.output_dir})
+    elif not quiet and until == "publish":
+        say(f"model   {loaded.run.publish_to}\nreport  {Path(loaded.run.output_dir) / 'report.html'}")
     return {result.stage: result.artifact for result in results}
 
 
