@@ -29,15 +29,17 @@ def random_rows(lengths: Sequence[int], seed: int = 0) -> list[Row]:
     return rows
 
 
-def write_tokens(store: Store, rows: Sequence[Row], tokenizer: Path, shards: int = 2) -> Artifact:
-    with store.writer("tokenize", {"rows": rows}, {}) as writer:
+def write_tokens(
+    store: Store, rows: Sequence[Row], tokenizer: Path, shards: int = 2, datasets: Sequence[int] = ()
+) -> Artifact:
+    with store.writer("tokenize", {"rows": rows, "datasets": list(datasets)}, {}) as writer:
         listed = []
         for shard, part in enumerate(np.array_split(np.arange(len(rows)), shards)):
             name = f"00/{shard:05d}.arrow"
             columns = [
                 [rows[i][0] for i in part],
                 [rows[i][1] for i in part],
-                [0] * len(part),
+                [datasets[i] if datasets else 0 for i in part],
                 part.tolist(),
             ]
             arrays = [pa.array(column, type=field.type) for column, field in zip(columns, TOKEN_SCHEMA, strict=True)]
@@ -75,7 +77,12 @@ class Bench:
     """A folder with a tiny base model, a store, and the artifacts that training needs."""
 
     def __init__(
-        self, folder: Path, lengths: Sequence[int], sequences: Sequence[Sequence[int]], held_out: int = 2
+        self,
+        folder: Path,
+        lengths: Sequence[int],
+        sequences: Sequence[Sequence[int]],
+        held_out: int = 2,
+        datasets: Sequence[int] = (),
     ) -> None:
         self.folder = folder
         self.model = build_model(folder / "base")
@@ -86,7 +93,7 @@ class Bench:
         self.train_packs = packs_of(sequences[:last], self.rows)
         self.eval_packs = packs_of(sequences[last:], self.rows)
         self.upstream = {
-            "tokenize": write_tokens(self.store, self.rows, self.model),
+            "tokenize": write_tokens(self.store, self.rows, self.model, datasets=datasets),
             "pack": write_packs(self.store, self.train_packs, self.eval_packs),
         }
 

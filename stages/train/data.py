@@ -77,6 +77,19 @@ class Batches(Dataset[Batch]):
         )
         return [Sample(*self._rows.slice(row, start, length)) for row, start, length in slices]
 
+    def sources(self, sequences: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Return (index of the data set, row number in it) of every sample in the sequences."""
+        whole = sequences[sequences != EMPTY].tolist()
+        begins, ends = self._packs.offsets[:-1], self._packs.offsets[1:]
+        return [self._rows.source(row) for s in whole for row in self._packs.rows[begins[s] : ends[s]].tolist()]
+
+    def by_dataset(self) -> list[tuple[int, Batches]]:
+        """Return (index of a data set, its samples alone) for each: together as many tokens as all at once."""
+        datasets = np.asarray([self._rows.source(row)[0] for row in self._packs.rows.tolist()], np.int64)
+        return [
+            (int(d), Batches(self._rows, _kept(self._packs, datasets == d), self.form)) for d in np.unique(datasets)
+        ]
+
     def collate(self, sequences: Sequence[Sequence[Sample]]) -> Batch:
         """Return sequences, each a list of samples, as one batch."""
         if self.form.flat:
@@ -96,6 +109,13 @@ class Sample:
 
     input_ids: npt.NDArray[np.int32]
     labels: npt.NDArray[np.int32]
+
+
+def _kept(packs: Packs, kept: npt.NDArray[np.bool_]) -> Packs:
+    """Return the packs with the slices that are kept, without sequences that would be empty."""
+    counts = np.add.reduceat(kept.astype(np.int64), packs.offsets[:-1])
+    offsets = np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64)
+    return Packs(offsets, packs.rows[kept], packs.starts[kept], packs.lengths[kept])
 
 
 class RankPasses(BatchSampler):

@@ -13,7 +13,8 @@ class MetricsLog:
     """The writer of a metrics file.
 
     A record of training is `{"step", "epoch", "loss", "grad_norm", "learning_rate", "tokens_per_second",
-    "trained_tokens", "seconds", "memory_bytes"}`, one of evaluation `{"step", "epoch", "eval_loss"}`.
+    "trained_tokens", "seconds", "memory_bytes"}`, one of evaluation `{"step", "epoch", "eval_loss"}`, and with several
+    data sets `"eval_losses"`: path -> loss.
     """
 
     def __init__(self, path: Path) -> None:

@@ -33,6 +33,8 @@ from stages.train.metrics import MetricsLog
 from stages.train.schedule import Schedule
 from stages.train.stopping import StopFlag
 
+MOST_ROWS_NAMED = 8
+
 logger = logging.getLogger(__name__)
 
 
@@ -54,7 +56,8 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         first = Inspection(lambda: inspect(self))
         super().__init__(model=model, args=args, train_dataset=batches, callbacks=[first, *callbacks])
         self.remove_callback(PrinterCallback)
-        self._run, self._schedule, self._eval_batches = run, schedule, eval_batches
+        self._run, self._schedule, self._batches = run, schedule, batches
+        self._eval_batches = eval_batches.by_dataset()
         self._step_tokens: torch.Tensor | int | None = 0
         self.control: TrainerControl
         if not self.model_accepts_loss_kwargs:
@@ -108,25 +111,31 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Return the mean loss over every trained token of the evaluation set."""
-        metrics = {"eval_loss": self._eval_loss()}
+        """Return the mean loss over every trained token of the evaluation set, and of each of its data sets."""
+        sums = {d: self._eval_sums(batches) for d, batches in self._eval_batches}
+        loss, tokens = (sum(column) for column in zip(*sums.values(), strict=True))
+        metrics: dict[str, Any] = {"eval_loss": loss / max(tokens, 1)}
+        if len(sums) > 1:
+            names = {d: f"{d}: {self._run.datasets[d].path}" for d in sums}  # one path may stand in two of them
+            metrics["eval_losses"] = {names[d]: loss / max(tokens, 1) for d, (loss, tokens) in sums.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     @torch.no_grad()
-    def _eval_loss(self) -> float:
+    def _eval_sums(self, batches: Batches) -> tuple[float, float]:
+        """Return the sum of the losses and the number of trained tokens, over all processes."""
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)  # loss, tokens
         rank, world_size = self.args.process_index, self.args.world_size
         per_pass = self.args.per_device_eval_batch_size
-        for sequences in eval_passes(len(self._eval_batches), per_pass, rank=rank, world_size=world_size):
-            batch = self._prepare_inputs(self._eval_batches.__getitems__(sequences))
+        for sequences in eval_passes(len(batches), per_pass, rank=rank, world_size=world_size):
+            batch = self._prepare_inputs(batches.__getitems__(sequences))
             tokens = (batch["labels"][:, 1:] != -100).sum()
             loss = self.model(**batch, num_items_in_batch=torch.ones_like(tokens)).loss  # divided by one: the sum
             sums += torch.stack([loss.double(), tokens.double()])
         loss_sum, tokens_sum = self.accelerator.reduce(sums, "sum").tolist()
-        return float(loss_sum / max(tokens_sum, 1))
+        return loss_sum, tokens_sum
 
     def _refuse_non_finite(self, logs: dict[str, float]) -> None:
         names = ["loss"] if self.args.fp16 else ["loss", "grad_norm"]  # float16 scales until the gradient fits
@@ -135,8 +144,15 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
                 raise StageError(
                     f"step {self.state.global_step}: {name} is {logs[name]}, so the weights are lost from here on. "
                     f"Lower learning_rate (now {self._run.learning_rate:g}), lengthen warmup_steps, or set bf16: true "
-                    "in place of fp16. Checkpoints before this step are kept."
+                    f"in place of fp16. In that step: {self._rows_of_step()}. Checkpoints before it are kept."
                 )
+
+    def _rows_of_step(self) -> str:
+        """Return the rows of the last step, for people: the first few by number."""
+        rows = self._batches.sources(next(self._schedule.step_sequences(self.state.global_step)))
+        named = ", ".join(f"{self._run.datasets[d].path} row {row}" for d, row in rows[:MOST_ROWS_NAMED])
+        more = f" and {len(rows) - MOST_ROWS_NAMED} more" if len(rows) > MOST_ROWS_NAMED else ""
+        return named + more
 
 
 class Inspection(TrainerCallback):  # type: ignore[misc]
@@ -204,7 +220,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         if "eval_loss" in logs:
             logger.info("step %d: loss on the evaluation set %.4f", step, logs["eval_loss"])
             epoch = round(step / self._schedule.steps_per_epoch, 4)
-            self._log.append({"step": step, "epoch": epoch, "eval_loss": logs["eval_loss"]})
+            losses = {name: logs[name] for name in ("eval_loss", "eval_losses") if name in logs}
+            self._log.append({"step": step, "epoch": epoch, **losses})
         if "loss" not in logs:
             return
         now = time.monotonic()
