@@ -60,7 +60,8 @@ WITHOUT_EFFECT: dict[str, str] = spread(
             "lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel use_kernels fused_attn_kernel "
             "flash_attn_cross_entropy flash_attn_fuse_mlp flash_optimum flex_attn_compile_kwargs sdpa_varlen "
             "gemma4_hybrid_attn_impl large_head_attention flash_attn_d512 tiled_mlp tiled_mlp_num_shards "
-            "tiled_mlp_use_original_mlp experts_implementation use_scattermoe use_sonicmoe"
+            "tiled_mlp_use_original_mlp experts_implementation use_scattermoe use_sonicmoe use_dsv4_kernels "
+            "use_glm_dsa_kernels dsv4_fp4_grouped_mode"
         ),
         "the model's plain operators are used; the loss never holds the logits of all positions": (
             "liger_rope liger_rms_norm liger_rms_norm_gated liger_layer_norm liger_glu_activation "
@@ -87,7 +88,8 @@ WITHOUT_EFFECT: dict[str, str] = spread(
             "use_mlflow mlflow_experiment_name mlflow_tracking_uri mlflow_run_name hf_mlflow_log_artifacts "
             "use_tensorboard use_comet comet_api_key comet_workspace comet_project_name comet_experiment_key "
             "comet_mode comet_online comet_experiment_config use_trackio trackio_project_name trackio_run_name "
-            "trackio_space_id use_otel_metrics otel_metrics_host otel_metrics_port"
+            "trackio_space_id use_otel_metrics otel_metrics_host otel_metrics_port use_swanlab swanlab_project "
+            "swanlab_experiment_name swanlab_description swanlab_mode swanlab_log_completions"
         ),
         "a setting of axolotl's chat window": (
             "gradio_title gradio_share gradio_server_name gradio_server_port gradio_max_new_tokens gradio_temperature"
@@ -96,6 +98,11 @@ WITHOUT_EFFECT: dict[str, str] = spread(
             "do_causal_lm_eval eval_causal_lm_metrics do_bench_eval bench_dataset bench_split"
         ),
         # parts of something that is refused by its main key
+        "`sft preprocess --debug` shows the label masks": "debug",
+        "part of gptq": "gptq_groupsize gptq_model_v1 gptq_disable_exllama",
+        "part of qat": "nvfp4_merge_aware",
+        "part of expert_parallel_size": "expert_parallel_num_nvl_bytes expert_parallel_token_capacity",
+        "embeddings grow only as far as the tokenizer needs": "resize_token_embeddings_to_32x",
         "part of relora": (
             "relora_prune_ratio relora_prune_method relora_cpu_offload jagged_restart_warmup_steps "
             "jagged_restart_anneal_steps"
@@ -135,7 +142,7 @@ REFUSED: dict[str, str] = spread(
             "gptq model_quantization_config use_onebitllms qat quantization quantize_moe_experts "
             "llama4_linearized_experts"
         ),
-        _PARALLEL: "context_parallel_size tensor_parallel_size dp_shard_size dp_replicate_size",
+        _PARALLEL: "context_parallel_size tensor_parallel_size dp_shard_size dp_replicate_size expert_parallel_size",
         "merge lora_model_dir into a base model first, and name that as base_model": "lora_model_dir",
         "remove it; a run always continues from its newest complete checkpoint": "resume_from_checkpoint",
         "use datasets with type: completion": "pretraining_dataset pretraining_sample_concatenation",
@@ -157,7 +164,7 @@ REFUSED: dict[str, str] = spread(
             "base_model_config cls_model_config"
         ),
         "remove it; the vocabulary grows by itself where the tokenizer has more tokens": (
-            "resize_token_embeddings_to_32x shrink_embeddings fix_untrained_tokens"
+            "shrink_embeddings fix_untrained_tokens"
         ),
         "remove it; training starts from the weights of base_model": "reinit_weights",
         _TARGETS: (
@@ -219,6 +226,16 @@ ALIASES: dict[str, tuple[str, str | None]] = {
     "eval_max_new_tokens": ("generation_max_new_tokens", None),
 }
 
+NEUTRAL: dict[str, object] = {
+    # values that ask for nothing
+    "context_parallel_size": 1,
+    "tensor_parallel_size": 1,
+    "dp_shard_size": 1,
+    "dp_replicate_size": 1,
+    "expert_parallel_size": 1,
+    "gpu_memory_limit": 0,
+}
+
 READ_INTO: dict[str, str] = {
     # key -> the key that a reader of its own fills from it
     "fsdp": "fsdp_config",
@@ -229,5 +246,6 @@ READ_INTO: dict[str, str] = {
 PLUGINS: dict[str, str] = {
     # what may stand under `plugins:` -> the key that it turns on
     "axolotl.integrations.liger.LigerPlugin": "",
+    "axolotl.integrations.kernels.KernelsPlugin": "",
     "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin": "cut_cross_entropy",
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from configs.axolotl import ALIASES, PLUGINS
+from configs.axolotl import ALIASES, NEUTRAL, PLUGINS
 from configs.document import Document, KeyPath, read_document
 from configs.errors import ConfigError, Problem
 from configs.explain import explain
@@ -121,7 +121,7 @@ def _take_out(document: Document, values: dict[str, Any], model: type[BaseModel]
         if found is None or found.kind == "replaced by":
             continue
         value = values.pop(key)
-        if _asks_for_nothing(value):
+        if _asks_for_nothing(value) or (not section and value == NEUTRAL.get(key, ...)):
             continue
         if found.kind == "refused":
             document.problem((*path, key), value, "this is not done here", f"Instead: {found.text}.")

@@ -275,7 +275,7 @@ class RunConfig(Section):
     # Logging, evaluation, saving
     logging_steps: int | None = Field(None, ge=1, description="Steps between log lines; default: 0.5 % of all, 1-10.")
     eval_steps: float | None = Field(None, gt=0, description="Steps between evaluations, or a fraction of all.")
-    evals_per_epoch: int | None = Field(None, ge=1, description="Evaluations per epoch.")
+    evals_per_epoch: int | None = Field(None, ge=0, description="Evaluations per epoch.")
     save_steps: float | None = Field(None, gt=0, description="Steps between checkpoints, or a fraction of all.")
     saves_per_epoch: int | None = Field(None, ge=0, description="Checkpoints per epoch.")
     save_total_limit: int = Field(4, ge=1, description="Checkpoints that are kept.")
