@@ -261,3 +261,16 @@ def test_a_killed_run_continues_and_ends_with_the_same_model(tmp_path: Path, pre
         for path in paths
     ]
     assert losses[0] == losses[1]
+
+
+def test_work_outlives_a_server_that_goes_away(tmp_path: Path) -> None:
+    project = Project.create(tmp_path, save_steps=5, num_epochs=12)
+    process = project.start("run", "run.yaml", "--until", "train")
+    below = wait_for_training(process, project, steps=8)
+    [server] = [pid for pid, line in commands(below).items() if "uvicorn" in line]
+    psutil.Process(server).kill()
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert b"does not answer any more" in err
+    planned = project.sft("plan", "run.yaml", "--until", "train", "--json").json()
+    assert {stage["status"] for stage in planned["stages"]} == {"reused"}

@@ -133,7 +133,7 @@ class ArtifactWriter:
         draft = Draft(self._parts / f"{TEMPORARY}{uuid.uuid4().hex}", {})
         try:
             yield draft
-            _flush(draft.path)
+            flush(draft.path)
             size, sha256 = draft.path.stat().st_size, sha256_file(draft.path)
             entry = FileEntry(path=name, size=size, sha256=sha256, volatile=volatile)
             draft.path.replace(self._part(name))
@@ -200,17 +200,17 @@ class ArtifactWriter:
             final.parent.mkdir(parents=True, exist_ok=True)
             final.unlink(missing_ok=True)
             final.hardlink_to(self._part(name))
-            _flush(final.parent)
+            flush(final.parent)
         self._folder.mkdir(parents=True, exist_ok=True)
         draft = self._parts / f"{TEMPORARY}{uuid.uuid4().hex}"
         draft.write_bytes(manifest.model_dump_json(indent=1).encode())
-        _flush(draft)
+        flush(draft)
         try:
             (self._folder / MANIFEST).hardlink_to(draft)
         except FileExistsError:
             there = read_artifact(self._folder)
             return Artifact(self._folder, manifest) if there is None else there
-        _flush(self._folder)
+        flush(self._folder)
         return Artifact(self._folder, manifest)
 
     def _part(self, name: str) -> Path:
@@ -318,7 +318,8 @@ def read_artifact(folder: Path) -> Artifact | None:
     return Artifact(folder, manifest)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -329,5 +330,5 @@ def _flush(path: Path) -> None:
 def _write_whole(path: Path, content: bytes) -> None:
     draft = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     draft.write_bytes(content)
-    _flush(draft)
+    flush(draft)
     draft.replace(path)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import orjson
 
 from stages.artifacts import sha256_file
+from stages.artifacts.store import flush
 
 MARKER = "complete.json"
 PREFIX = "checkpoint-"
@@ -23,8 +23,8 @@ def seal(folder: Path, *, key: str, step: int) -> None:
     """Flush every file of a folder to disk and mark the folder as whole."""
     _flush_folder(folder)
     write_whole(folder / MARKER, {"key": key, "step": step, "files": describe(folder)})
-    _flush(folder)
-    _flush(folder.parent)
+    flush(folder)
+    flush(folder.parent)
 
 
 def seal_final(marker: Path, folder: Path, *, key: str, facts: dict[str, Any]) -> None:
@@ -77,19 +77,11 @@ def write_whole(path: Path, record: dict[str, Any]) -> None:
     """Write a JSON file so that it is there with all its content or not at all, even after a power cut."""
     draft = path.with_name(f".{path.name}.tmp")
     draft.write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
-    _flush(draft)
+    flush(draft)
     draft.replace(path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def _flush_folder(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _flush(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush(path)
