@@ -120,6 +120,29 @@ class LauncherConfig(Section):
     threads: int = Field(0, ge=0, description="CPU threads per process (OMP_NUM_THREADS); 0: cores / processes.")
 
 
+class OrchestrationConfig(Section):
+    """How a run is deployed: where its stages run, and when."""
+
+    name: str | None = Field(
+        None, pattern=r"^[a-z0-9][a-z0-9-]*$", description="Name of the deployments; default: the file's name."
+    )
+    work_pool: str = Field("sft", description="Prefect work pool of the deployments.")
+    data_queue: str = Field("data", description="Queue of the runs that need no GPU: preparing, publishing, watching.")
+    gpu_queue: str = Field("gpu", description="Queue of the runs that train.")
+    cron: str | None = Field(None, description="Prepare, then train and publish, at these times (cron expression).")
+    interval: int | None = Field(None, ge=60, description="The same every so many seconds.")
+    timezone: str = Field("UTC", description="Time zone of `cron`.")
+    hold_unhealthy: bool = Field(
+        False, description="Publishing waits for a person when the training was judged sick (resume in the UI)."
+    )
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> OrchestrationConfig:
+        if self.cron and self.interval:
+            raise ValueError("cron and interval exclude each other; remove interval")
+        return self
+
+
 class PublishConfig(Section):
     """Where the finished model goes."""
 
@@ -284,6 +307,9 @@ class RunConfig(Section):
     # Our own
     artifact_store: str = Field("./artifacts", description="Folder of the artifact store. Our own key.")
     launcher: LauncherConfig = Field(LauncherConfig(), description="How training is started. Our own key.")
+    orchestration: OrchestrationConfig = Field(
+        OrchestrationConfig(), description="How the run is deployed. Our own key."
+    )
     publish: Annotated[PublishConfig | None, BeforeValidator(_as_publish)] = Field(
         None, description="Where the model is published; default: a folder in output_dir. Our own key."
     )
