@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from configs.axolotl import ALIASES, NEUTRAL, PLUGINS
-from configs.document import Document, KeyPath, read_document
+from configs.document import Document, KeyPath, dotted, read_document
 from configs.errors import ConfigError, Problem
 from configs.explain import explain
 from configs.keys import Kind, key_class, section_model
@@ -36,6 +36,13 @@ class LoadedRun:
     notices: tuple[Problem, ...]
     path: Path
     keys: tuple[KeyUse, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
+
+    def place(self, key: str) -> str:
+        """Return where a dotted key stands (`run.yaml:12:3`), or the nearest thing around it, or the file."""
+        while key and key not in self.places:
+            key = key.rpartition(".")[0]
+        return self.places.get(key, str(self.path))
 
 
 def load_run(path: Path, overrides: Sequence[str] = (), *, lenient: bool = False) -> LoadedRun:
@@ -63,7 +70,8 @@ def load_run(path: Path, overrides: Sequence[str] = (), *, lenient: bool = False
         explain(document, error)
     if run is None or document.problems:
         raise ConfigError(document.problems)
-    return LoadedRun(_with_paths(run, path.resolve().parent), tuple(document.notices), path, uses)
+    places = {dotted(place): where for place, where in document.places.items()}
+    return LoadedRun(_with_paths(run, path.resolve().parent), tuple(document.notices), path, uses, places)
 
 
 def _uses(values: dict[str, Any], model: type[BaseModel], section: str) -> Iterator[KeyUse]:
