@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,19 +50,22 @@ class Document:
         self.notices.append(_finding(self.place(path), path, value, rule, remedy))
 
 
-def read_document(path: Path, overrides: Sequence[str] = ()) -> Document:
-    """Return a YAML file with overrides applied; nulls are gone, as in axolotl `key:` is no key at all.
+def read_document(path: Path) -> Document:
+    """Return a YAML file; nulls are gone, as in axolotl `key:` is no key at all.
 
     Raises:
-        ConfigError: it cannot be read, is not YAML, has a key twice, or an override has no place.
+        ConfigError: it cannot be read, is not YAML, or has a key twice.
     """
     document = _parse(str(path), _content(path))
-    for override in _pairs(overrides):
-        _override(document, override)
     if document.problems:
         raise ConfigError(document.problems)
-    document.values = _without_nulls(document.values)
+    drop_nulls(document)  # and with it what anchors share becomes separate: an override changes one place
     return document
+
+
+def drop_nulls(document: Document) -> None:
+    """Take out every key whose value is null."""
+    document.values = _without_nulls(document.values)
 
 
 def dotted(path: KeyPath) -> str:
@@ -154,56 +155,6 @@ def _index(document: Document, root: yaml.MappingNode) -> None:
 def _note_place(document: Document, path: KeyPath, node: yaml.Node) -> None:
     mark = node.start_mark
     document.places[path] = f"{document.file}:{mark.line + 1}:{mark.column + 1}"
-
-
-def _pairs(words: Sequence[str]) -> Iterator[str]:
-    """Yield overrides as `key=value`; on the command line they are also written `--key value` and `--key=value`.
-
-    >>> list(_pairs(["seed=1", "--max_steps", "-1", "--a.b=c"]))
-    ['seed=1', 'max_steps=-1', 'a.b=c']
-    """
-    rest = iter(words)
-    for word in rest:
-        if word.startswith("--") and "=" not in word:
-            value = next(rest, None)
-            yield word.removeprefix("--") if value is None else f"{word.removeprefix('--')}={value}"
-        else:
-            yield word.removeprefix("--")
-
-
-def _override(document: Document, text: str) -> None:
-    key, equals, raw = text.partition("=")
-    key = key.strip()
-    path = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
-    if not equals or not key:
-        document.places[(text,)] = COMMAND_LINE
-        remedy = "Write, for example, learning_rate=1e-4, or --learning_rate 1e-4."
-        document.problem((text,), None, "an override is key=value", remedy)
-        return
-    document.places[path] = COMMAND_LINE
-    try:
-        value = yaml.safe_load(raw)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        value = raw
-    target: Any = document.values
-    for part, following in itertools.pairwise(path):
-        target = _step(target, part, create=[] if isinstance(following, int) else {})
-    if isinstance(target, dict):
-        target[path[-1]] = value
-    elif isinstance(target, list) and isinstance(path[-1], int) and path[-1] < len(target):
-        target[path[-1]] = value
-    else:
-        document.problem(path, value, "there is no such place in the configuration", "Check the dots and positions.")
-
-
-def _step(target: Any, part: str | int, create: Any) -> Any:
-    if isinstance(target, list) and isinstance(part, int) and part < len(target):
-        return target[part]
-    if isinstance(target, dict):
-        if not isinstance(target.get(part), dict | list):
-            target[part] = create
-        return target[part]
-    return None
 
 
 def _without_nulls(value: Any) -> Any:

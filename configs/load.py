@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from configs.axolotl import ALIASES, NEUTRAL, PLUGINS
-from configs.document import Document, KeyPath, dotted, read_document
+from configs.document import Document, KeyPath, dotted, drop_nulls, read_document
 from configs.errors import ConfigError, Problem
 from configs.explain import explain
 from configs.keys import Kind, key_class, section_model
+from configs.overrides import apply_override
 from configs.schema import RunConfig
 from configs.sharding import FSDP_KEYS, read_deepspeed, read_fsdp
 
@@ -37,6 +38,7 @@ class LoadedRun:
     path: Path
     keys: tuple[KeyUse, ...] = ()
     places: Mapping[str, str] = field(default_factory=dict)
+    lenient: bool = False
 
     def place(self, key: str) -> str:
         """Return where a dotted key stands (`run.yaml:12:3`), or the nearest thing around it, or the file."""
@@ -50,14 +52,16 @@ def load_run(path: Path, overrides: Sequence[str] = (), *, lenient: bool = False
 
     Args:
         path: the YAML file.
-        overrides: `key=value` or `--key value`, with dots into sections and list positions:
-            `datasets.0.split=train[:10%]`.
+        overrides: `key=value`, with dots into sections and list positions: `datasets.0.split=train[:10%]`.
         lenient: unknown keys are notices, not problems, and have no effect.
 
     Raises:
         ConfigError: with every problem of the file and the overrides.
     """
-    document = read_document(path, overrides)
+    document = read_document(path)
+    for override in overrides:
+        apply_override(document, override)
+    drop_nulls(document)
     uses = tuple(_uses(document.values, RunConfig, ""))
     _read_plugins(document)
     _classify(document)
@@ -71,7 +75,7 @@ def load_run(path: Path, overrides: Sequence[str] = (), *, lenient: bool = False
     if run is None or document.problems:
         raise ConfigError(document.problems)
     places = {dotted(place): where for place, where in document.places.items()}
-    return LoadedRun(_with_paths(run, path.resolve().parent), tuple(document.notices), path, uses, places)
+    return LoadedRun(_with_paths(run, path.resolve().parent), tuple(document.notices), path, uses, places, lenient)
 
 
 def _uses(values: dict[str, Any], model: type[BaseModel], section: str) -> Iterator[KeyUse]:

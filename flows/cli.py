@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from flows.command import command, say, write_json
+from flows.command import GivenConfig, command, config_command, say, write_json
 
 if TYPE_CHECKING:
     from configs.load import LoadedRun
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 STAGES = ("fetch", "tokenize", "pack", "train", "merge", "publish")
 
-config_argument = click.argument("config", type=click.Path(path_type=Path))
-overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE ...]")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 quiet_option = click.option("--quiet", is_flag=True, help="Only errors and retries, for logs.")
 refresh_option = click.option(
@@ -40,31 +38,24 @@ def cli() -> None:
     """
 
 
-@command(cli)
-@config_argument
-@overrides_argument
+@config_command(cli)
 @click.option("--until", type=click.Choice(STAGES), default="publish", help="The last stage that is wanted.")
 @refresh_option
 @quiet_option
 @json_option
-def run(
-    config: Path, overrides: Sequence[str], until: StageName, refresh: Sequence[StageName], quiet: bool, as_json: bool
-) -> None:
+def run(given: GivenConfig, until: StageName, refresh: Sequence[StageName], quiet: bool, as_json: bool) -> None:
     """Take CONFIG from its data set to a published model."""
-    _run(config, overrides, until=until, refresh=refresh, quiet=quiet, as_json=as_json)
+    _run(given, until=until, refresh=refresh, quiet=quiet, as_json=as_json)
 
 
-@command(cli)
-@config_argument
-@overrides_argument
+@config_command(cli)
 @click.option("--debug", is_flag=True, help="Show the label mask of a few rows.")
 @click.option("--rows", default=3, show_default=True, help="Rows that --debug shows.")
 @refresh_option
 @quiet_option
 @json_option
 def preprocess(
-    config: Path,
-    overrides: Sequence[str],
+    given: GivenConfig,
     debug: bool,
     rows: int,
     refresh: Sequence[StageName],
@@ -72,22 +63,18 @@ def preprocess(
     as_json: bool,
 ) -> None:
     """Fetch, tokenize and pack the data of CONFIG."""
-    artifacts = _run(config, overrides, until="pack", refresh=refresh, quiet=quiet, as_json=as_json)
+    artifacts = _run(given, until="pack", refresh=refresh, quiet=quiet, as_json=as_json)
     if debug:
         _show_masks(artifacts["tokenize"], rows, to_stderr=as_json)
 
 
 def _stage_command(name: StageName, text: str) -> None:
-    @command(cli, name=name, help=text)
-    @config_argument
-    @overrides_argument
+    @config_command(cli, name=name, help=text)
     @refresh_option
     @quiet_option
     @json_option
-    def run_until(
-        config: Path, overrides: Sequence[str], refresh: Sequence[StageName], quiet: bool, as_json: bool
-    ) -> None:
-        _run(config, overrides, until=name, refresh=refresh, quiet=quiet, as_json=as_json)
+    def run_until(given: GivenConfig, refresh: Sequence[StageName], quiet: bool, as_json: bool) -> None:
+        _run(given, until=name, refresh=refresh, quiet=quiet, as_json=as_json)
 
 
 _stage_command("train", "Train the model of CONFIG, and do what training lacks.")
@@ -95,17 +82,15 @@ _stage_command("merge", "Merge the adapter of CONFIG into its base model, and do
 _stage_command("publish", "Publish the model of CONFIG, and do what publishing lacks.")
 
 
-@command(cli)
-@config_argument
-@overrides_argument
+@config_command(cli)
 @click.option("--until", type=click.Choice(STAGES), default="publish", help="The last stage that is wanted.")
 @refresh_option
 @json_option
-def plan(config: Path, overrides: Sequence[str], until: StageName, refresh: Sequence[StageName], as_json: bool) -> None:
+def plan(given: GivenConfig, until: StageName, refresh: Sequence[StageName], as_json: bool) -> None:
     """Say what a run of CONFIG would do, what it would reuse, and why."""
     from flows.planning import plan_document, show_plan
 
-    loaded = _load(config, overrides)
+    loaded = given.load()
     document = plan_document(loaded, until=until, refresh=refresh)
     if as_json:
         write_json(document)
@@ -113,32 +98,28 @@ def plan(config: Path, overrides: Sequence[str], until: StageName, refresh: Sequ
         show_plan(document)
 
 
-@command(cli)
-@config_argument
-@overrides_argument
+@config_command(cli)
 @json_option
-def validate(config: Path, overrides: Sequence[str], as_json: bool) -> None:
+def validate(given: GivenConfig, as_json: bool) -> None:
     """Check CONFIG: its keys and values, and that its model and data are there."""
     from flows.planning import preflight
 
-    loaded = _load(config, overrides)
+    loaded = given.load()
     preflight(loaded)
     if as_json:
         write_json({"valid": True, "problems": [], "notices": [vars(notice) for notice in loaded.notices]})
     else:
-        say(f"{config}: valid")
+        say(f"{given.path}: valid")
 
 
-@command(cli)
-@config_argument
-@overrides_argument
+@config_command(cli)
 @click.option("--jsonl", is_flag=True, help="Every tokenized row as a JSON line on standard output.")
 @click.option("--rows", default=3, show_default=True, help="Rows that are shown without --jsonl.")
-def inspect(config: Path, overrides: Sequence[str], jsonl: bool, rows: int) -> None:
+def inspect(given: GivenConfig, jsonl: bool, rows: int) -> None:
     """Show the rows of CONFIG with their label masks."""
     from stages.mask_view import masked_rows
 
-    tokens = _tokenized(_load(config, overrides))
+    tokens = _tokenized(given.load())
     if not jsonl:
         _show_masks(tokens, rows)
         return
@@ -215,18 +196,8 @@ def artifacts_gc(store: Path, days: float, forget: Sequence[str], dry_run: bool,
     store_view.gc(store, days, forget, dry_run=dry_run, as_json=as_json)
 
 
-def _load(config: Path, overrides: Sequence[str]) -> LoadedRun:
-    from configs.load import load_run
-
-    loaded = load_run(config, overrides)
-    for notice in loaded.notices:
-        say(f"[dim]{notice}[/dim]")
-    return loaded
-
-
 def _run(
-    config: Path,
-    overrides: Sequence[str],
+    given: GivenConfig,
     *,
     until: StageName,
     refresh: Sequence[StageName],
@@ -235,8 +206,8 @@ def _run(
 ) -> dict[str, Artifact]:
     from flows.running import run_pipeline
 
-    loaded = _load(config, overrides)
-    results = run_pipeline(loaded, overrides, until=until, refresh=refresh, quiet=quiet or as_json)
+    loaded = given.load()
+    results = run_pipeline(loaded, given.overrides, until=until, refresh=refresh, quiet=quiet or as_json)
     if as_json:
         stages: list[dict[str, Any]] = [
             {

@@ -6,7 +6,9 @@ import functools
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from configs.errors import ConfigError, SftError
+from configs.load import LoadedRun, load_run
+from configs.overrides import read_words
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -55,6 +59,54 @@ def command(group: click.Group, **attributes: Any) -> Callable[[Callable[..., No
         return group.command(**attributes)(option(guarded))
 
     return decorate
+
+
+def config_command(group: click.Group, **attributes: Any) -> Callable[[Callable[..., None]], click.Command]:
+    """Return a decorator as `command` for what takes a CONFIG: the function receives it as a `GivenConfig`, first.
+
+    Words that are not options of the command are the file and overrides of its keys, in any spelling and order.
+    """
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="CONFIG [KEY=VALUE | --KEY VALUE]...")
+        @click.option("--lenient", is_flag=True, help="Unknown keys have no effect, and do not stop the command.")
+        @functools.wraps(function)
+        def given(*args: Any, words: tuple[str, ...], lenient: bool, **kwargs: Any) -> None:
+            function(_given(words, lenient=lenient), *args, **kwargs)
+
+        return command(group, context_settings={"ignore_unknown_options": True}, **attributes)(given)
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class GivenConfig:
+    """A configuration as it is given on the command line."""
+
+    path: Path
+    overrides: tuple[str, ...]
+    lenient: bool
+
+    def load(self) -> LoadedRun:
+        """Return the run, and say what is accepted but not as it might be meant.
+
+        Raises:
+            ConfigError: with every problem of the file and the overrides.
+        """
+        loaded = load_run(self.path, self.overrides, lenient=self.lenient)
+        for notice in loaded.notices:
+            say(f"[dim]{escape(str(notice))}[/dim]")
+        return loaded
+
+
+def _given(words: Sequence[str], *, lenient: bool) -> GivenConfig:
+    context = click.get_current_context()
+    read = read_words(words, [name for option in context.command.params for name in option.opts if name[:2] == "--"])
+    if read.problems:
+        raise ConfigError(read.problems)
+    if read.config is None:
+        raise click.MissingParameter(ctx=context, param_hint="CONFIG", param_type="argument")
+    return GivenConfig(Path(read.config), read.overrides, lenient)
 
 
 def _report(error: Exception, *, as_json: bool, with_traceback: bool) -> int:

@@ -44,7 +44,15 @@ def run_pipeline(
 
         try:
             with listening(display):
-                return list(sft(config=str(loaded.path), overrides=list(overrides), refresh=list(refresh), until=until))
+                return list(
+                    sft(
+                        config=str(loaded.path),
+                        overrides=list(overrides),
+                        refresh=list(refresh),
+                        until=until,
+                        lenient=loaded.lenient,
+                    )
+                )
         except httpx.HTTPError as error:
             raise TransientError(
                 f"Prefect's server does not answer any more ({error}). What was finished is in the store: start the "

@@ -22,6 +22,7 @@ def sft(
     overrides: list[str] | None = None,
     refresh: list[StageName] | None = None,
     until: StageName = "publish",
+    lenient: bool = False,
 ) -> list[StageResult]:
     """Fetch, tokenize, pack, train, merge and publish, reusing every artifact that is in the store.
 
@@ -30,8 +31,9 @@ def sft(
         overrides: `key=value` pairs that replace values of the file.
         refresh: Stages that are produced again even if their artifact is there.
         until: The last stage that is wanted.
+        lenient: Unknown keys have no effect, and do not stop the run.
     """
-    run = load_run(Path(config), overrides or ()).run
+    run = load_run(Path(config), overrides or (), lenient=lenient).run
     context, store = open_run(run)
     artifacts: dict[str, Artifact] = {}
     results: list[StageResult] = []

@@ -129,13 +129,6 @@ def test_keys_that_cannot_both_hold(tmp_path: Path, extra: str, rule: str) -> No
     assert problem.remedy
 
 
-def test_overrides_reach_into_sections_and_lists(tmp_path: Path) -> None:
-    run = load(tmp_path, GOOD, "learning_rate=1e-5", "datasets.0.split=train[:10%]", "launcher.processes=2").run
-    assert (run.learning_rate, run.datasets[0].split, run.launcher.processes) == (1e-5, "train[:10%]", 2)
-    assert "key=value" in problems(tmp_path, GOOD, "seed")[0].rule
-    assert "no such place" in problems(tmp_path, GOOD, "datasets.7.split=x")[0].rule
-
-
 def test_relative_paths_are_read_from_here_or_from_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text("{}\n")
     assert load(tmp_path, GOOD).run.datasets[0].path == str(tmp_path / "data.jsonl")
