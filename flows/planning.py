@@ -14,8 +14,10 @@ from stages.artifacts import Artifact
 from stages.base_model import find_model, find_tokenizer
 from stages.pipeline import PlannedStage, plan
 from stages.stage import Context, open_run
+from stages.tokens import Packs
+from stages.train.balance import training_costs
 from stages.train.machine import this_machine, world_size
-from stages.train.schedule import plan_schedule
+from stages.train.schedule import plan_schedule, waiting_of
 
 CHANGES_SHOWN = 8
 
@@ -79,15 +81,21 @@ def _training(context: Context, artifacts: dict[str, Artifact]) -> dict[str, Any
         "sequences_per_step": run.sequences_per_pass * run.passes_per_step * processes,
     }
     if "pack" in artifacts:
-        facts = artifacts["pack"].facts
-        train, held_out = facts["train"]["sequences"], facts["eval"]["sequences"]
-        schedule = plan_schedule(run, sequences=train, eval_sequences=held_out, world_size=processes)
+        packs = Packs.read(artifacts["pack"].path("train.arrow"))
+        schedule = plan_schedule(
+            run,
+            sequences=len(packs),
+            eval_sequences=artifacts["pack"].facts["eval"]["sequences"],
+            world_size=processes,
+            costs=training_costs(run, packs, find_model(run).folder(("config.json",))) if processes > 1 else None,
+        )
         known |= {
             "steps_per_epoch": schedule.steps_per_epoch,
             "steps": schedule.steps,
             "epochs": schedule.epochs,
             "warmup_steps": schedule.warmup_steps,
             "checkpoints": sorted(schedule.saves),
+            "waiting": waiting_of(schedule, run, processes),
         }
     return known
 
@@ -131,4 +139,7 @@ def _figures(document: dict[str, Any]) -> list[str]:
             f"({training['micro_batch_size']} a pass x {training['passes_per_step']} passes "
             f"x {training['processes']} processes)"
         )
+        if training["waiting"]:
+            share, otherwise = training["waiting"]["share"], training["waiting"]["in_random_order"]
+            lines.append(f"balance   processes wait {share:.1%} of the time, in a random order {otherwise:.1%}")
     return lines

@@ -254,6 +254,9 @@ def training_rows(records: Sequence[Record], artifacts: Mapping[str, Artifact]) 
         Row("Steps", number(train.facts["steps"]), f"{number(train.facts['steps_per_epoch'])} per pass over the data"),
         Row("Time", duration(seconds)),
     ]
+    if waiting := train.facts["waiting"]:
+        otherwise = f"estimated from lengths; in a random order {waiting['in_random_order']:.1%}"
+        rows.append(Row("Waiting", f"{waiting['share']:.1%} of the time processes wait for each other", otherwise))
     if memory:
         rows.append(Row("Peak memory", f"{max(memory) / 2**30:.2f} GiB", "per process"))
     if train.facts["kind"] == "adapter" and "merge" in artifacts:

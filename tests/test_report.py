@@ -63,7 +63,15 @@ def facts(kind: str = "adapter") -> dict[str, dict[str, Any]]:
     dataset = {"path": "data/chats.jsonl", "rows_read": 505, "rows_written": 500, "rejected": {"not_json": 5}}
     dataset |= {"tokens": 60_000, "trained_tokens": 15_000}
     counted = {"rows_read": 505, "rows_written": 500, "rejected": {"not_json": 5}, "tokens": 60_000}
-    train = {"kind": kind, "precision": "fp32", "steps": STEPS, "steps_per_epoch": 20, "epochs": 2.0, "world_size": 1}
+    train = {
+        "kind": kind,
+        "precision": "fp32",
+        "steps": STEPS,
+        "steps_per_epoch": 20,
+        "epochs": 2.0,
+        "world_size": 1,
+        "waiting": None,
+    }
     train |= {"first_loss": 4.6, "final_loss": 0.35, "eval_loss": 0.4, "trained_tokens_seen": 28_800}
     packed = {"sequence_len": 512, "train": COUNTS, "eval": COUNTS | {"sequences": 0, "rows": 0, "tokens": 0}}
     return {

@@ -65,11 +65,15 @@ def test_a_slice_of_a_row_is_a_sample_of_its_own(token_rows: TokenRows) -> None:
 
 def test_processes_share_a_step_and_its_empty_rows_come_last() -> None:
     common = {"warmup_steps": 0, "logging_steps": 1, "saves": frozenset(), "evals": frozenset(), "seed": 1}
+    common["costs"] = np.ones(11)
     schedule = Schedule(sequences=11, batch=8, steps_per_epoch=2, steps=2, **common)  # type: ignore[arg-type]
     ranks = [list(RankPasses(schedule, passes_per_step=2, rank=rank, world_size=2)) for rank in (0, 1)]
     first, second = (step.tolist() for step in schedule.step_sequences())
-    assert [ranks[0][0], ranks[1][0], ranks[0][1], ranks[1][1]] == [first[:2], first[2:4], first[4:6], first[6:]]
-    assert [ranks[0][2], ranks[1][2], ranks[0][3], ranks[1][3]] == [second[:2], [second[2], -1], [-1, -1], [-1, -1]]
+    assert [ranks[0][:2], ranks[1][:2]] == [
+        [[first[0], first[3]], [first[4], first[7]]],
+        [[first[1], first[2]], [first[5], first[6]]],
+    ]
+    assert [ranks[0][2:], ranks[1][2:]] == [[[second[0], -1], [-1, -1]], [[second[1], second[2]], [-1, -1]]]
 
 
 def test_evaluation_shares_all_sequences_in_equally_many_passes() -> None:

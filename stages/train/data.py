@@ -21,7 +21,8 @@ import torch
 from torch.utils.data import BatchSampler, Dataset
 
 from stages.tokens import IGNORED, Packs, TokenRows
-from stages.train.schedule import EMPTY, Schedule
+from stages.train.balance import EMPTY, rank_passes
+from stages.train.schedule import Schedule
 
 Batch = dict[str, torch.Tensor]
 """`input_ids`, `labels`, `position_ids`: each (rows, width) int64."""
@@ -121,8 +122,8 @@ def _kept(packs: Packs, kept: npt.NDArray[np.bool_]) -> Packs:
 class RankPasses(BatchSampler):
     """The sequences of each forward pass of one process, over the whole training.
 
-    A step's sequences go to pass 0 of every process first, then to pass 1: the empty rows of a last, short step fall
-    on all processes alike.
+    A step's sequences are dealt out to and fro, so that none has all the dear ones; the empty rows of a last, short
+    step fall on all processes alike.
     """
 
     def __init__(self, schedule: Schedule, *, passes_per_step: int, rank: int, world_size: int) -> None:
@@ -133,8 +134,7 @@ class RankPasses(BatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self._schedule.step_sequences():
-            for sequences in step.reshape(self._passes, self._world_size, -1)[:, self._rank]:
-                yield sequences.tolist()
+            yield from rank_passes(step, passes=self._passes, world_size=self._world_size)[self._rank].tolist()
 
 
 def eval_passes(sequences: int, per_pass: int, *, rank: int, world_size: int) -> Iterator[list[int]]:

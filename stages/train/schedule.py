@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from configs.schema import RunConfig
-
-EMPTY = -1
-"""Stands for no sequence: a row of padding that fills the last batch of an epoch and adds nothing to the loss."""
+from stages.train.balance import Costs, epoch_order, waiting
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,7 @@ class Schedule:
         saves: steps after which a checkpoint is written.
         evals: steps after which the loss on the evaluation set is taken; the last step is always among them.
         seed: seed of the order of sequences.
+        costs: (sequences,) what each costs: those of a step are nearly equal; all the same for a random order.
     """
 
     sequences: int
@@ -40,6 +39,7 @@ class Schedule:
     saves: frozenset[int]
     evals: frozenset[int]
     seed: int
+    costs: Costs = field(repr=False, compare=False)
 
     @property
     def epochs(self) -> float:
@@ -49,7 +49,7 @@ class Schedule:
     def step_sequences(self, first: int = 1) -> Iterator[npt.NDArray[np.int64]]:
         """Yield the (batch,) sequence numbers of each step from step `first` on, `EMPTY` where there is none."""
         for epoch in range((first - 1) // self.steps_per_epoch, math.ceil(self.steps / self.steps_per_epoch)):
-            order = epoch_order(self.seed, epoch, self.sequences, self.batch)
+            order = epoch_order(self.seed, epoch, self.costs, self.batch)
             begin = epoch * self.steps_per_epoch
             yield from order[max(0, first - 1 - begin) : self.steps - begin]
 
@@ -58,7 +58,9 @@ class Schedule:
         return step in (1, self.steps) or step % self.logging_steps == 0
 
 
-def plan_schedule(run: RunConfig, *, sequences: int, eval_sequences: int, world_size: int) -> Schedule:
+def plan_schedule(
+    run: RunConfig, *, sequences: int, eval_sequences: int, world_size: int, costs: Costs | None = None
+) -> Schedule:
     """Return the exact course of a training of `sequences` packed sequences on `world_size` processes."""
     batch = run.sequences_per_pass * run.passes_per_step * world_size
     per_epoch = math.ceil(sequences / batch)
@@ -79,19 +81,25 @@ def plan_schedule(run: RunConfig, *, sequences: int, eval_sequences: int, world_
         saves=saves,
         evals=evals if eval_sequences else frozenset(),
         seed=run.seed,
+        costs=np.ones(sequences) if costs is None else costs,
     )
 
 
-def epoch_order(seed: int, epoch: int, sequences: int, batch: int) -> npt.NDArray[np.int64]:
-    """Return the sequences of an epoch in a random order, (steps, batch), filled up with `EMPTY`.
+def waiting_of(schedule: Schedule, run: RunConfig, world_size: int) -> dict[str, float] | None:
+    """Return the share of the first epoch that processes wait for each other, and that of a random order.
 
-    It depends on nothing but the arguments: two processes with two passes each see the same steps as one with four.
-    The bits come from PCG64 itself, whose stream NumPy promises to keep.
+    None if there is one process, or if all sequences count as equal.
     """
-    bits = np.random.PCG64([seed, epoch]).random_raw(sequences)
-    order = np.argsort(bits, kind="stable").astype(np.int64)
-    missing = -sequences % batch
-    return np.concatenate([order, np.full(missing, EMPTY, np.int64)]).reshape(-1, batch)
+    if world_size == 1 or np.ptp(schedule.costs) == 0:
+        return None
+    orders = {
+        "share": epoch_order(schedule.seed, 0, schedule.costs, schedule.batch),
+        "in_random_order": epoch_order(schedule.seed, 0, np.ones(schedule.sequences), schedule.batch),
+    }
+    return {
+        name: round(waiting(schedule.costs, order, passes=run.passes_per_step, world_size=world_size), 4)
+        for name, order in orders.items()
+    }
 
 
 def _warmup_steps(run: RunConfig, steps: int) -> int:

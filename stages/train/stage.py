@@ -165,4 +165,4 @@ def _job(context: Context, upstream: Upstream, writer: ArtifactWriter) -> Job:
     )
 
 
-STAGE = Stage("train", version=3, needs=("tokenize", "pack"), inputs=_inputs, produce=_produce)
+STAGE = Stage("train", version=4, needs=("tokenize", "pack"), inputs=_inputs, produce=_produce)

@@ -21,6 +21,7 @@ from stages.quantization import quantization
 from stages.tokens import Packs, TokenRows
 from stages.train.arguments import training_arguments
 from stages.train.attention import check_isolation
+from stages.train.balance import training_costs
 from stages.train.checkpoints import newest_checkpoint, seal_final, step_of
 from stages.train.data import Batches, BatchForm
 from stages.train.health import as_record, judge
@@ -31,7 +32,7 @@ from stages.train.model import DTYPES, load_model, save_final, uses_autocast
 from stages.train.outcome import STOPPED
 from stages.train.profiling import Profiler
 from stages.train.samples import Samples, prompts
-from stages.train.schedule import Schedule, plan_schedule
+from stages.train.schedule import Schedule, plan_schedule, waiting_of
 from stages.train.segments import attend_by_sample
 from stages.train.sharding import check_sharded, settle_precision, whole_weights
 from stages.train.stopping import StopFlag
@@ -70,7 +71,13 @@ def _train(job: Job, stop: StopFlag) -> int:
     tokens, packs = open_artifact(job.tokens), open_artifact(job.packs)
     rows, train_packs = TokenRows(tokens), Packs.read(packs.path("train.arrow"))
     eval_packs = Packs.read(packs.path("eval.arrow"))
-    schedule = plan_schedule(run, sequences=len(train_packs), eval_sequences=len(eval_packs), world_size=job.world_size)
+    schedule = plan_schedule(
+        run,
+        sequences=len(train_packs),
+        eval_sequences=len(eval_packs),
+        world_size=job.world_size,
+        costs=training_costs(run, train_packs, job.model),
+    )
     arguments = training_arguments(job, schedule)
     is_first = arguments.process_index == 0
     model = load_model(job, tokens.facts["tokenizer"]["vocab_size"])
@@ -234,6 +241,7 @@ def _facts(trainer: PackedTrainer, job: Job, schedule: Schedule) -> dict[str, An
         "steps_per_epoch": schedule.steps_per_epoch,
         "epochs": round(schedule.epochs, 4),
         "world_size": job.world_size,
+        "waiting": waiting_of(schedule, job.run, job.world_size),
         "first_loss": losses[0],
         "final_loss": sum(last) / len(last),
         "eval_loss": next((record["eval_loss"] for record in reversed(history) if "eval_loss" in record), None),
