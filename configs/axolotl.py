@@ -39,9 +39,6 @@ WITHOUT_EFFECT: dict[str, str] = spread(
         "batches hold only what the model reads": "remove_unused_columns",
         "set by this project for memory-mapped data": "dataloader_prefetch_factor dataloader_pin_memory",
         "the Hub's token is taken from HF_TOKEN or `hf auth login`": "hf_use_auth_token",
-        "nothing to shard over separate machines: tokenized shards are content-addressed": (
-            "dataset_shard_num dataset_shard_idx"
-        ),
         # model and tokenizer
         "the model class is found from config.json": "model_type type_of_model",
         "the tokenizer class is found from the tokenizer's own files": "tokenizer_type tokenizer_legacy",
@@ -148,10 +145,7 @@ REFUSED: dict[str, str] = spread(
         "use datasets with type: completion": "pretraining_dataset pretraining_sample_concatenation",
         "use datasets; fetch reads in constant memory anyway": "streaming",
         "use datasets with type chat_template or completion; rows are always prepared": "skip_prepare_dataset",
-        "use val_set_size": "test_datasets eval_sequence_len",
-        "remove duplicate rows from the data": "dataset_exact_deduplication",
         "remove it; packing keeps no order": "curriculum_sampling sample_packing_sequentially",
-        "use shuffle_merged_datasets, which shuffles every row": "shuffle_before_merging_datasets",
         "remove it; the tokenized rows are in artifact_store": "push_dataset_to_hub",
         "use sample_packing: true": "batch_flattening",
         "use pad_to_sequence_len: true": "pad_to_multiple_of",

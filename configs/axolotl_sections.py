@@ -15,7 +15,6 @@ _DATASET_WITHOUT_EFFECT = spread(
 _DATASET_REFUSED = spread(
     {
         "use message_property_mappings, roles and chat_template": "input_transform input_format",
-        "use split with a slice: train[:10%]": "shards shards_idx preprocess_shards weight",
     }
 )
 

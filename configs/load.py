@@ -16,7 +16,7 @@ from configs.errors import ConfigError, Problem
 from configs.explain import explain
 from configs.keys import Kind, key_class, section_model
 from configs.overrides import apply_override
-from configs.schema import RunConfig
+from configs.schema import DatasetConfig, RunConfig
 from configs.sharding import FSDP_KEYS, read_deepspeed, read_fsdp
 
 
@@ -213,20 +213,23 @@ def _with_paths(run: RunConfig, folder: Path) -> RunConfig:
     def found_template(text: str | None) -> str | None:
         return found(text) if text and len(text) < 4096 and "\n" not in text and "{" not in text else text
 
-    datasets = tuple(
-        dataset.model_copy(
-            update={
-                "path": found(dataset.path),
-                "chat_template_jinja": found_template(dataset.chat_template_jinja),
-            }
+    def found_sources(datasets: Sequence[DatasetConfig]) -> tuple[DatasetConfig, ...]:
+        return tuple(
+            dataset.model_copy(
+                update={
+                    "path": found(dataset.path),
+                    "chat_template_jinja": found_template(dataset.chat_template_jinja),
+                }
+            )
+            for dataset in datasets
         )
-        for dataset in run.datasets
-    )
+
     return run.model_copy(
         update={
             "base_model": found(run.base_model),
             "tokenizer_config": found(run.tokenizer_config) if run.tokenizer_config else None,
             "chat_template_jinja": found_template(run.chat_template_jinja),
-            "datasets": datasets,
+            "datasets": found_sources(run.datasets),
+            "test_datasets": found_sources(run.test_datasets),
         }
     )

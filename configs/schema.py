@@ -52,6 +52,14 @@ class DatasetConfig(Section):
     ds_type: Literal["json", "csv", "parquet", "arrow", "text"] | None = Field(
         None, description="Format of the files; default: by their extension."
     )
+    shards: int | None = Field(None, ge=1, description="Read one of this many parts of the shuffled rows.")
+    shards_idx: int = Field(0, ge=0, description="Which of the `shards`, from 0.")
+    preprocess_shards: int | None = Field(
+        None, ge=1, description="Accepted without effect: rows are always prepared in parts, of constant memory."
+    )
+    weight: float = Field(
+        1.0, gt=0, description="Share of the rows that is used, drawn with `seed`; with `mixture`: proportion in it."
+    )
     field: str = Field("text", description="completion: column of the text.")
     field_messages: str = Field("messages", description="chat_template: column of the list of messages.")
     field_system: str = Field("system", description="chat_template: column of a system prompt beside the messages.")
@@ -98,6 +106,27 @@ class DatasetConfig(Section):
         old = {"role": self.message_field_role or "role", "content": self.message_field_content or "content"}
         thinking = {self.template_thinking_key: self.field_thinking} if self.field_thinking else {}
         return {**old, **thinking, **self.message_property_mappings}
+
+    @model_validator(mode="after")
+    def _shard_is_one_of_them(self) -> DatasetConfig:
+        if self.shards_idx >= (self.shards or 1):
+            raise ValueError(
+                f"shards_idx: {self.shards_idx} is not one of {self.shards or 1} shards, counted from 0; lower it"
+            )
+        return self
+
+
+class MixtureConfig(Section):
+    """Proportions of the data sets, in place of all their rows."""
+
+    unit: Literal["rows", "trained_tokens"] = Field(description="What `datasets[].weight` is a proportion of.")
+    repeat: bool = Field(
+        False, description="Repeat scarce data sets until all rows are used; false: leave out what is too much."
+    )
+
+
+def _as_mixture(value: Any) -> Any:
+    return {"unit": value} if isinstance(value, str) else value
 
 
 class SpecialTokensConfig(Section):
@@ -198,6 +227,12 @@ class RunConfig(Section):
 
     # Data
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1, description="The training data sets.")
+    test_datasets: tuple[DatasetConfig, ...] = Field(
+        (), description="Data sets for evaluation alone, each with its own loss; excludes val_set_size."
+    )
+    mixture: Annotated[MixtureConfig | None, BeforeValidator(_as_mixture)] = Field(
+        None, description="Mix by proportions (datasets[].weight) of rows or trained_tokens. Our own key."
+    )
     chat_template: str | None = Field(
         None, description="Chat template: tokenizer_default, jinja, or a name; default: the tokenizer's own."
     )
@@ -206,8 +241,17 @@ class RunConfig(Section):
     eot_tokens: tuple[str, ...] | None = Field(None, description="End-of-turn tokens; default: the end of sequence.")
     train_on_inputs: bool = Field(False, description="Train on prompts as well.")
     shuffle_merged_datasets: bool = Field(True, description="Shuffle the rows with `seed` before the split.")
+    shuffle_before_merging_datasets: bool = Field(False, description="Shuffle each data set alone with `seed` first.")
+    dataset_exact_deduplication: bool = Field(
+        False, description="Use rows with the same tokens and mask once; train on none that is in test_datasets."
+    )
+    dataset_shard_num: int | None = Field(None, ge=1, description="Use one of this many parts of the merged rows.")
+    dataset_shard_idx: int = Field(0, ge=0, description="Which of the `dataset_shard_num` parts, from 0.")
     val_set_size: float = Field(0.0, ge=0, description="Held-out part: a fraction below 1, or a number of rows.")
     sequence_len: int = Field(512, ge=1, description="Longest sequence, in tokens.")
+    eval_sequence_len: int | None = Field(
+        None, ge=1, description="Longest sequence of test_datasets, in tokens; default: sequence_len."
+    )
     excess_length_strategy: Literal["drop", "truncate", "raise"] = Field(
         "drop", description="What happens to rows longer than sequence_len."
     )
@@ -327,6 +371,28 @@ class RunConfig(Section):
         if self.batch_size and self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError("batch_size must be a multiple of micro_batch_size; change one of them")
         return self
+
+    @model_validator(mode="after")
+    def _data_sets_fit_together(self) -> RunConfig:
+        if self.test_datasets and self.val_set_size:
+            raise ValueError("test_datasets and val_set_size exclude each other; remove val_set_size")
+        if self.eval_sequence_len is not None and not self.test_datasets:
+            raise ValueError("eval_sequence_len is for test_datasets, and there are none; remove eval_sequence_len")
+        if self.dataset_shard_idx >= (self.dataset_shard_num or 1):
+            raise ValueError("dataset_shard_idx is not one of dataset_shard_num parts, counted from 0; lower it")
+        if self.mixture is None and any(dataset.weight > 1 for dataset in self.datasets):
+            raise ValueError("datasets[].weight above 1 is a proportion; set mixture: rows, or lower weight")
+        return self
+
+    @property
+    def sources(self) -> tuple[DatasetConfig, ...]:
+        """Return every data set, those for training first: the position in it is the data set's number in artifacts."""
+        return (*self.datasets, *self.test_datasets)
+
+    def source_key(self, number: int) -> str:
+        """Return the key of a data set by its number in artifacts: `datasets.0`, or `test_datasets.0`."""
+        own = len(self.datasets)
+        return f"datasets.{number}" if number < own else f"test_datasets.{number - own}"
 
     @model_validator(mode="after")
     def _exclusive_keys(self) -> RunConfig:

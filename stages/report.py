@@ -227,7 +227,7 @@ def source_rows(run: RunConfig, artifacts: Mapping[str, Artifact]) -> list[Row]:
             f"{source.type if isinstance(source.type, str) else 'own format'}, {number(counts['tokens'])} tokens, "
             f"{percent(counts)} trained",
         )
-        for source, counts in zip(run.datasets, counted, strict=True)
+        for source, counts in zip(run.sources, counted, strict=True)
     ]
 
 

@@ -89,6 +89,11 @@ class TokenRows:
         ]
         return np.concatenate(counts)
 
+    @cached_property
+    def datasets(self) -> npt.NDArray[np.int32]:
+        """Return (rows,) int32, the index of the data set of each row."""
+        return np.concatenate([np.asarray(table["dataset"], np.int32) for table in self._sources])
+
     def __len__(self) -> int:
         return len(self.lengths)
 

@@ -393,17 +393,17 @@ def test_finished_shards_are_not_written_again(bench: Bench, monkeypatch: pytest
     written: list[int] = []
     real = shards.write_rows
 
-    def dying(path: Path, texts: list[bytes]) -> None:
+    def dying(path: Path, texts: list[bytes], numbers: None) -> None:
         if len(written) == 5:
             raise KeyboardInterrupt
         written.append(len(texts))
-        real(path, texts)
+        real(path, texts, numbers)
 
     monkeypatch.setattr(shards, "write_rows", dying)
     with pytest.raises(KeyboardInterrupt):
         bench.fetch(dataset)
     written.clear()
-    monkeypatch.setattr(shards, "write_rows", lambda path, texts: written.append(len(texts)) or real(path, texts))
+    monkeypatch.setattr(shards, "write_rows", lambda path, texts, _: written.append(len(texts)) or real(path, texts))
     resumed = bench.fetch(dataset)
     assert len(written) == len(whole.facts["datasets"][0]["shards"]) - 5
     assert resumed.digest == whole.digest
@@ -417,7 +417,7 @@ def test_a_file_that_changes_while_it_is_read_never_mixes_with_what_it_was(
     path = bench.write("a.jsonl", WRITTEN["a.jsonl"])
     real, written = shards.write_rows, []
 
-    def changing(shard: Path, texts: list[bytes]) -> None:
+    def changing(shard: Path, texts: list[bytes], numbers: None) -> None:
         written.append(shard)
         real(shard, [b"{}"] if len(written) == 3 else texts)
         if len(written) == 3:

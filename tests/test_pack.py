@@ -101,7 +101,7 @@ def test_rows_that_cannot_be_trained_on_are_rejected_with_their_reason(bench: Be
         (0, 50, "nothing_trained"),  # trained on its first token only, which nothing predicts
         (1, 0, "too_long"),
     ]
-    assert made.facts["rejected"] == {"too_long": 2, "too_short": 1, "nothing_trained": 2}
+    assert made.facts["rejected"] == {"too_long": 2, "too_short": 1, "nothing_trained": 2, "duplicate": 0}
     record = orjson.loads(made.path("rejected.jsonl").read_bytes().splitlines()[1])
     assert record["path"] == "data/a.jsonl"
     assert record["detail"] == "12 tokens, more than sequence_len (10)"

@@ -18,8 +18,8 @@ class DatasetProblemError(Exception):
 
 
 @contextmanager
-def problems_of(index: int, dataset: DatasetConfig) -> Iterator[None]:
-    """Turn a problem of a data set into a ConfigError that names its place.
+def problems_of(place: str, dataset: DatasetConfig) -> Iterator[None]:
+    """Turn a problem of a data set into a ConfigError that names its place (`datasets.0`).
 
     Raises:
         ConfigError: always instead of a `DatasetProblemError`.
@@ -29,5 +29,5 @@ def problems_of(index: int, dataset: DatasetConfig) -> Iterator[None]:
     except DatasetProblemError as problem:
         value = getattr(dataset, problem.key) or ""
         text = value if isinstance(value, str) else ", ".join(value)
-        found = Problem("configuration", f"datasets.{index}.{problem.key}", text, problem.rule, problem.remedy)
+        found = Problem("configuration", f"{place}.{problem.key}", text, problem.rule, problem.remedy)
         raise ConfigError([found]) from problem

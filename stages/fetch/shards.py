@@ -1,4 +1,7 @@
-"""Shards of raw rows: Parquet files with one column, `row`, the JSON text of each row."""
+"""Shards of raw rows: Parquet files with a column `row`, the JSON text of each row.
+
+Where rows were drawn, a column `number` holds their numbers in the data set; else the facts tell that of the first.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 
@@ -68,11 +73,11 @@ class Shards:
             self.number += 1
         return facts
 
-    def write(self, texts: list[bytes], first_row: int) -> dict[str, Any]:
-        """Write the next shard and return its facts."""
-        facts = {"file": self.name, "first_row": first_row, "rows": len(texts), "bytes": sum(map(len, texts))}
+    def write(self, texts: list[bytes], numbers: range | npt.NDArray[np.int64]) -> dict[str, Any]:
+        """Write rows with their numbers as the next shard and return its facts."""
+        facts = {"file": self.name, "first_row": int(numbers[0]), "rows": len(texts), "bytes": sum(map(len, texts))}
         with self.writer.create(self.name) as draft:
-            write_rows(draft.path, texts)
+            write_rows(draft.path, texts, None if isinstance(numbers, range) else numbers)
             self.watch.check()
             draft.notes.update(facts)
         self.number += 1
@@ -90,9 +95,11 @@ def take(rows: Iterator[bytes]) -> list[bytes]:
     return texts
 
 
-def write_rows(path: Path, texts: list[bytes]) -> None:
-    """Write rows as one row group."""
+def write_rows(path: Path, texts: list[bytes], numbers: npt.NDArray[np.int64] | None = None) -> None:
+    """Write rows as one row group; with their `numbers` where these do not follow each other."""
     table = pa.Table.from_arrays([pa.array(texts, SHARD_SCHEMA.field("row").type)], schema=SHARD_SCHEMA)
+    if numbers is not None:
+        table = table.append_column("number", pa.array(numbers))
     pa.parquet.write_table(
         table,
         path,

@@ -84,14 +84,14 @@ class Source:
         return self.origin.splits(self.names)
 
 
-def find_source(index: int, dataset: DatasetConfig) -> Source:
-    """Return the source of `datasets[index]`.
+def find_source(place: str, dataset: DatasetConfig) -> Source:
+    """Return the source of a data set; `place` is its key, `datasets.0`.
 
     Raises:
         ConfigError: there is no such file, split or Hub data set.
         TransientError: the Hub cannot be reached now.
     """
-    with problems_of(index, dataset):
+    with problems_of(place, dataset):
         parts = parse_split(dataset.split or DEFAULT_SPLIT)
         if not is_local(dataset):
             return Source(parts, find_on_hub(dataset))

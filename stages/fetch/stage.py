@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from itertools import accumulate, compress, pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from configs.schema import DatasetConfig
 from stages.artifacts import ArtifactWriter, digest_of
 from stages.errors import ConfigError, DataError, Problem, TransientError
 from stages.fetch.files import DataFile
 from stages.fetch.problems import problems_of
 from stages.fetch.readers import count_rows, read_rows
+from stages.fetch.sampling import Sampling, sampling_of
 from stages.fetch.shards import Shards, Watch, take
 from stages.fetch.sources import Source, find_source
+from stages.shuffling import Numbers
 from stages.stage import Context, Stage, Upstream
 
 
 def _inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
     sources = _sources(context)
-    datasets = [{"source": source.content(context.digests), "split": source.split} for source in sources]
+    datasets = []
+    for number, source in enumerate(sources):
+        sampling = sampling_of(context.run, number)
+        drawn = {} if sampling is None else {"sampling": sampling.inputs()}
+        datasets.append({"source": source.content(context.digests), "split": source.split, **drawn})
     return {"datasets": datasets, "pyarrow": pa.__version__}
 
 
@@ -31,9 +37,9 @@ def _sources(context: Context) -> list[Source]:
     """Return the source of every data set, or tell what is wrong with all of them at once."""
     sources: list[Source] = []
     problems: list[Problem] = []
-    for index, dataset in enumerate(context.run.datasets):
+    for number, dataset in enumerate(context.run.sources):
         try:
-            sources.append(find_source(index, dataset))
+            sources.append(find_source(context.run.source_key(number), dataset))
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -46,22 +52,20 @@ def _produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> di
     watch = Watch.over([path for source in sources for path in source.origin.changeable(source.names)])
     if digest_of(STAGE.key_inputs(context, upstream)) != writer.key:
         raise TransientError("The data changed just before it was read. Start again when it is complete.")
-    both = zip(context.run.datasets, sources, strict=True)
     return {
-        "datasets": [_fetch(i, dataset, source, context, writer, watch) for i, (dataset, source) in enumerate(both)]
+        "datasets": [_fetch(number, source, context, writer, watch) for number, source in enumerate(sources)],
     }
 
 
-def _fetch(
-    index: int, dataset: DatasetConfig, source: Source, context: Context, writer: ArtifactWriter, watch: Watch
-) -> dict[str, Any]:
+def _fetch(number: int, source: Source, context: Context, writer: ArtifactWriter, watch: Watch) -> dict[str, Any]:
+    dataset, sampling = context.run.sources[number], sampling_of(context.run, number)
     shards: list[dict[str, Any]] = []
     rows = 0
     for path in source.unused:
         context.log(f"{dataset.path}: {path.name} is not read: its name tells no split, and names of other files do")
-    with problems_of(index, dataset):
-        for stretch in _stretches(source):
-            for shard in _write_stretch(stretch, Shards(index, len(shards), writer, watch)):
+    with problems_of(context.run.source_key(number), dataset):
+        for stretch in _drawn(_stretches(source), sampling):
+            for shard in _write_stretch(stretch, Shards(number, len(shards), writer, watch)):
                 shards.append(shard)
                 rows += shard["rows"]
                 context.progress(rows, None, "rows", dataset=dataset.path)
@@ -74,12 +78,16 @@ def _fetch(
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Rows `start : stop` (None: to the end) of some files; row i is number `offset + i` of the data set."""
+    """Rows `start : stop` (None: to the end) of some files; row i is number `offset + i` of the data set.
+
+    With `drawn`, (rows,) rising, only these of the files are meant.
+    """
 
     files: tuple[DataFile, ...]
     start: int
     stop: int | None
     offset: int
+    drawn: Numbers | None = None
 
 
 def _stretches(source: Source) -> list[_Stretch]:
@@ -93,16 +101,48 @@ def _stretches(source: Source) -> list[_Stretch]:
     return [_Stretch(splits[name], rows.start, rows.stop, offsets[name]) for name, rows in ranges]
 
 
+def _drawn(stretches: list[_Stretch], sampling: Sampling | None) -> list[_Stretch]:
+    """Return the stretches with the rows that are drawn from all of them together."""
+    if sampling is None:
+        return stretches
+    known = [s if s.stop is not None else replace(s, stop=count_rows(s.files)) for s in stretches]
+    counts = [(s.stop or 0) - s.start for s in known]
+    rows, begins = sampling.rows(sum(counts)), [0, *accumulate(counts)]
+    return [
+        replace(s, drawn=s.start + rows[(rows >= begin) & (rows < end)] - begin)
+        for s, (begin, end) in zip(known, pairwise(begins), strict=True)
+    ]
+
+
 def _write_stretch(stretch: _Stretch, shards: Shards) -> Iterator[dict[str, Any]]:
     """Write the shards of a stretch and yield their facts; skip those that an earlier try finished."""
+    if stretch.drawn is not None:
+        yield from _write_drawn(stretch, stretch.drawn, shards)
+        return
     position = stretch.start
     while (stretch.stop is None or position < stretch.stop) and (facts := shards.finished()) is not None:
         yield facts
         position += facts["rows"]
     with closing(read_rows(stretch.files, position, stretch.stop)) as rows:
         while texts := take(rows):
-            yield shards.write(texts, stretch.offset + position)
+            first = stretch.offset + position
+            yield shards.write(texts, range(first, first + len(texts)))
             position += len(texts)
+
+
+def _write_drawn(stretch: _Stretch, left: Numbers, shards: Shards) -> Iterator[dict[str, Any]]:
+    while len(left) and (facts := shards.finished()) is not None:
+        yield facts
+        left = left[facts["rows"] :]
+    if not len(left):
+        return
+    wanted = np.zeros(left[-1] - left[0] + 1, np.bool_)
+    wanted[left - left[0]] = True
+    with closing(read_rows(stretch.files, int(left[0]), int(left[-1]) + 1)) as rows:
+        drawn = compress(rows, wanted.tobytes())
+        while texts := take(drawn):
+            yield shards.write(texts, stretch.offset + left[: len(texts)])
+            left = left[len(texts) :]
 
 
 STAGE = Stage("fetch", 1, (), _inputs, _produce)

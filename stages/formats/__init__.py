@@ -55,7 +55,7 @@ def check_format(run: RunConfig, number: int) -> None:
     Raises:
         ConfigError: it is not known, or a part of a user-defined one is wrong.
     """
-    dataset, key = run.datasets[number], f"datasets.{number}.type"
+    dataset, key = run.sources[number], f"{run.source_key(number)}.type"
     if isinstance(dataset.type, PromptConfig):
         user_defined(dataset.type, run.train_on_inputs, key)
     elif dataset.type not in KNOWN:
@@ -64,7 +64,7 @@ def check_format(run: RunConfig, number: int) -> None:
 
 def format_inputs(run: RunConfig, number: int) -> dict[str, Any]:
     """Return what of the configuration determines the tokens of one data set, besides template and tokenizer."""
-    dataset = run.datasets[number]
+    dataset = run.sources[number]
     if isinstance(dataset.type, PromptConfig):
         return {"type": dataset.type.model_dump(mode="json"), "train_on_inputs": run.train_on_inputs}
     if dataset.type == CHAT:
@@ -77,9 +77,9 @@ def format_inputs(run: RunConfig, number: int) -> dict[str, Any]:
 
 def make_format(run: RunConfig, number: int, template: ChatTemplate | None) -> RowFormat:
     """Return the format of one data set, whose type is known; `template` is that of a chat data set."""
-    dataset = run.datasets[number]
+    dataset = run.sources[number]
     if isinstance(dataset.type, PromptConfig):
-        return user_defined(dataset.type, run.train_on_inputs, f"datasets.{number}.type")
+        return user_defined(dataset.type, run.train_on_inputs, f"{run.source_key(number)}.type")
     makers: dict[str, Callable[[], RowFormat]] = {
         "input_output": lambda: SegmentsFormat(run.train_on_inputs),
         "completion": lambda: CompletionFormat(dataset.field, run.sequence_len),
@@ -93,7 +93,7 @@ def make_format(run: RunConfig, number: int, template: ChatTemplate | None) -> R
 
 def make_plain(run: RunConfig, number: int, template: ChatTemplate | None) -> PlainChats | None:
     """Return the fast way for the plain rows of one data set, None if it has none."""
-    return None if template is None else plain_chats(run.datasets[number], template, run.train_on_inputs)
+    return None if template is None else plain_chats(run.sources[number], template, run.train_on_inputs)
 
 
 def _unknown_type(name: str, key: str) -> Problem:

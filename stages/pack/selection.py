@@ -1,18 +1,17 @@
-"""Which tokenized rows are kept, cut or rejected, in which order they come, and which are held out."""
+"""Which tokenized rows are kept, cut or rejected."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from stages.tokens import IGNORED, TokenRows
 
-REASONS = ("too_long", "too_short", "nothing_trained")
+REASONS = ("too_long", "too_short", "nothing_trained", "duplicate")
 FIRST_REASON = 1  # verdicts: the position of the reason from here; 0: kept
 
 
@@ -21,7 +20,7 @@ class Selection:
     """The verdict on every tokenized row.
 
     Attributes:
-        lengths: (rows,) int32, tokens that are used: the row's, or `sequence_len` where it was cut.
+        lengths: (rows,) int32, tokens that are used: the row's, or its limit where it was cut.
         trained: (rows,) int32, trained tokens among them.
         verdicts: (rows,) uint8, 0 for a kept row, else 1 + the position in `REASONS` of why it is rejected.
         whole: (rows,) int32, tokens of the row before it was cut.
@@ -31,6 +30,12 @@ class Selection:
     trained: npt.NDArray[np.int32]
     verdicts: npt.NDArray[np.uint8]
     whole: npt.NDArray[np.int32]
+
+    def without(self, duplicates: Collection[int]) -> Selection:
+        """Return the selection with these rows rejected as duplicates."""
+        verdicts = self.verdicts.copy()
+        verdicts[list(duplicates)] = _code("duplicate")
+        return replace(self, verdicts=verdicts)
 
     @property
     def kept(self) -> npt.NDArray[np.int64]:
@@ -49,17 +54,17 @@ class Selection:
             yield row, REASONS[int(self.verdicts[row]) - FIRST_REASON]
 
 
-def select(rows: TokenRows, sequence_len: int, min_sample_len: int, *, cut: bool) -> Selection:
-    """Return the verdict on every row.
+def select(rows: TokenRows, limits: npt.NDArray[np.int32], min_sample_len: int, *, cut: bool) -> Selection:
+    """Return the verdict on every row, given the (rows,) tokens that each may have.
 
     A row that is too long is rejected, or with `cut` loses its end; it is rejected all the same if no trained token
     would be left. Nothing predicts a row's first token, so a row trained on that token only has nothing to train.
     """
     lengths, trained = rows.lengths.copy(), rows.trained.copy()
-    long = rows.lengths > sequence_len
+    long = rows.lengths > limits
     if cut:
-        lengths[long] = sequence_len
-        trained[long] = [_trained_within(rows, row, sequence_len) for row in np.flatnonzero(long).tolist()]
+        lengths[long] = limits[long]
+        trained[long] = [_trained_within(rows, row, int(limits[row])) for row in np.flatnonzero(long).tolist()]
     for row in np.flatnonzero(trained == 1).tolist():
         if _trained_within(rows, row, 1):
             trained[row] = 0
@@ -77,25 +82,3 @@ def _code(reason: str) -> int:
 def _trained_within(rows: TokenRows, row: int, length: int) -> int:
     _, labels = rows.slice(row, 0, length)
     return int(np.count_nonzero(labels != IGNORED))
-
-
-def shuffled(rows: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
-    """Return the rows in a random order that depends on `seed` alone.
-
-    Sorted by raw numbers of PCG64, whose stream numpy promises to keep; what `Generator.shuffle` makes of that stream
-    may change between versions of numpy.
-    """
-    raw = np.random.PCG64(seed).random_raw(len(rows))
-    return rows[np.argsort(raw, kind="stable")]
-
-
-def held_out_rows(rows: int, val_set_size: float) -> int:
-    """Return how many of `rows` are held out: a fraction below 1 (rounded up, so at least one), or a number.
-
-    >>> held_out_rows(1001, 0.01), held_out_rows(1001, 50)
-    (11, 50)
-    """
-    if val_set_size >= 1:
-        return int(val_set_size)
-    exact = round(rows * val_set_size, 6)  # 0.07 * 100 is a little more than 7 in floating point
-    return max(math.ceil(exact), 1 if val_set_size else 0)

@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from configs.schema import RunConfig
 from stages.artifacts import Artifact, ArtifactWriter
-from stages.errors import ConfigError, DataError, Problem, StageError
+from stages.errors import DataError, StageError
 from stages.pack.best_fit import pack_best_fit
-from stages.pack.selection import Selection, held_out_rows, select, shuffled
+from stages.pack.choice import Choice, choose
+from stages.pack.selection import Selection, select
 from stages.stage import Context, Stage, Upstream
 from stages.tokens import Packs, TokenRows
 
@@ -31,32 +32,82 @@ def _inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
         "shuffle_seed": run.seed if run.shuffle_merged_datasets else None,
         "val_set_size": run.val_set_size,
         "sample_packing": run.sample_packing,
-        "eval_sample_packing": _packs_eval(run) if run.val_set_size else None,
+        "eval_sample_packing": _packs_eval(run) if run.val_set_size or run.test_datasets else None,
+        **_options(run),
         "pyarrow": pa.__version__,
+        "numpy": np.__version__,
     }
+
+
+def _options(run: RunConfig) -> dict[str, Any]:
+    """Return what else decides, where it is asked for."""
+    options: dict[str, Any] = {}
+    if run.test_datasets:
+        options |= {"test_datasets": len(run.test_datasets), "eval_sequence_len": _eval_length(run)}
+    if run.shuffle_before_merging_datasets:
+        options["shuffle_before_merging_datasets"] = run.seed
+    if run.dataset_exact_deduplication:
+        options["dataset_exact_deduplication"] = True
+    if run.dataset_shard_num is not None:
+        options["dataset_shard"] = [run.dataset_shard_num, run.dataset_shard_idx]
+    if run.mixture is not None:
+        options["mixture"] = {**run.mixture.model_dump(), "weights": [dataset.weight for dataset in run.datasets]}
+    return options
 
 
 def _produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dict[str, Any]:
     run = context.run
     rows = TokenRows(upstream["tokenize"])
+    limits = np.where(rows.datasets < len(run.datasets), run.sequence_len, _eval_length(run)).astype(np.int32)
     if run.excess_length_strategy == "raise":
-        _refuse_long_rows(rows, run)
-    cut = run.excess_length_strategy == "truncate"
-    selection = select(rows, run.sequence_len, run.min_sample_len, cut=cut)
-    _write_rejected(rows, selection, run, writer)
-    train, held_out = _split(selection, run)
-    sides = {"train": (train, run.sample_packing), "eval": (held_out, _packs_eval(run))}
-    packs = {side: _pack(selection, members, run.sequence_len, packed) for side, (members, packed) in sides.items()}
+        _refuse_long_rows(rows, limits, run)
+    selection = select(rows, limits, run.min_sample_len, cut=run.excess_length_strategy == "truncate")
+    chosen = choose(rows, selection, run)
+    _write_rejected(rows, chosen, run, writer)
+    selection = chosen.selection
+    packs = {
+        "train": _pack(selection, chosen.train, run.sequence_len, run.sample_packing),
+        "eval": _pack(selection, chosen.held_out, _eval_length(run), _packs_eval(run)),
+    }
     for side, index in packs.items():
         with writer.create(f"{side}.arrow") as draft:
             index.write(draft.path)
     context.progress(len(rows), len(rows), "rows")
-    counted = {side: _facts(index, selection, run.sequence_len) for side, index in packs.items()}
-    written = counted["train"]["rows"] + counted["eval"]["rows"]
-    if written + sum(selection.counts.values()) != len(rows):
-        raise StageError(f"pack: {len(rows)} rows read, but {written} written and {selection.counts} rejected")
-    truncated = int(np.count_nonzero(selection.lengths[selection.kept] < selection.whole[selection.kept]))
-    return {"sequence_len": run.sequence_len, **counted, "rejected": selection.counts, "truncated": truncated}
+    used = len(np.unique(packs["train"].rows)) + len(packs["eval"].rows)
+    if used + sum(selection.counts.values()) + sum(chosen.left_out.values()) != len(rows):
+        raise StageError(
+            f"pack: {len(rows)} rows read, but {used} written, {selection.counts} rejected, {chosen.left_out} left out"
+        )
+    return {
+        "sequence_len": run.sequence_len,
+        "train": _facts(packs["train"], selection, run.sequence_len),
+        "eval": _facts(packs["eval"], selection, _eval_length(run)),
+        "rejected": selection.counts,
+        "left_out": chosen.left_out,
+        "truncated": int(np.count_nonzero(selection.lengths[selection.kept] < selection.whole[selection.kept])),
+        "datasets": _by_dataset(rows, packs, selection, len(run.sources)),
+    }
+
+
+def _by_dataset(
+    rows: TokenRows, packs: dict[str, Packs], selection: Selection, datasets: int
+) -> list[dict[str, dict[str, int]]]:
+    """Return for each data set, by side, what it comes to; a row that is repeated counts each time."""
+    counted: list[dict[str, dict[str, int]]] = [{} for _ in range(datasets)]
+    for side, index in packs.items():
+        sources = rows.datasets[index.rows]
+        for number in np.unique(sources).tolist():
+            own = index.rows[sources == number]
+            counted[number][side] = {
+                "rows": len(own),
+                "tokens": int(selection.lengths[own].sum(dtype=np.int64)),
+                "trained_tokens": int(selection.trained[own].sum(dtype=np.int64)),
+            }
+    return counted
+
+
+def _eval_length(run: RunConfig) -> int:
+    return run.eval_sequence_len or run.sequence_len
 
 
 def _packs_eval(run: RunConfig) -> bool:
@@ -75,8 +126,8 @@ def _refuse_broken_data(tokens: Artifact, run: RunConfig) -> None:
     )
 
 
-def _refuse_long_rows(rows: TokenRows, run: RunConfig) -> None:
-    long = np.flatnonzero(rows.lengths > run.sequence_len)
+def _refuse_long_rows(rows: TokenRows, limits: npt.NDArray[np.int32], run: RunConfig) -> None:
+    long = np.flatnonzero(rows.lengths > limits)
     if not len(long):
         return
     named = [f"{_name(rows, row, run)}: {rows.lengths[row]} tokens" for row in long[:SHOWN].tolist()]
@@ -89,57 +140,39 @@ def _refuse_long_rows(rows: TokenRows, run: RunConfig) -> None:
 
 def _name(rows: TokenRows, row: int, run: RunConfig) -> str:
     dataset, number = rows.source(row)
-    return f"{run.datasets[dataset].path} row {number}"
+    return f"{run.sources[dataset].path} row {number}"
 
 
-def _write_rejected(rows: TokenRows, selection: Selection, run: RunConfig, writer: ArtifactWriter) -> None:
+def _write_rejected(rows: TokenRows, chosen: Choice, run: RunConfig, writer: ArtifactWriter) -> None:
     """Write `rejected.jsonl`; volatile, because it names the paths of the data, which the key leaves out."""
     with writer.create("rejected.jsonl", volatile=True) as draft, draft.path.open("wb") as file:
-        for row, reason in selection.rejected():
+        for row, reason in chosen.selection.rejected():
             dataset, number = rows.source(row)
             record = {
                 "dataset": dataset,
                 "row": number,
-                "path": run.datasets[dataset].path,
+                "path": run.sources[dataset].path,
                 "reason": reason,
-                "detail": _detail(selection, row, reason, run),
+                "detail": _detail(rows, chosen, row, reason, run),
             }
             file.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
 
 
-def _detail(selection: Selection, row: int, reason: str, run: RunConfig) -> str:
-    length = int(selection.whole[row])
+def _detail(rows: TokenRows, chosen: Choice, row: int, reason: str, run: RunConfig) -> str:
+    length = int(chosen.selection.whole[row])
+    if reason == "duplicate":
+        return f"the same tokens and mask as {_name(rows, chosen.repeats[row], run)}"
     if reason == "too_short":
         return f"{length} tokens, fewer than min_sample_len ({run.min_sample_len})"
     if reason == "nothing_trained":
         return f"none of its {length} tokens is trained"
+    key = "sequence_len"
+    if rows.source(row)[0] >= len(run.datasets) and run.eval_sequence_len is not None:
+        key = "eval_sequence_len"
     cut = ", and none of those that would be left after the cut is trained"
-    return f"{length} tokens, more than sequence_len ({run.sequence_len})" + (
+    return f"{length} tokens, more than {key} ({getattr(run, key)})" + (
         cut if run.excess_length_strategy == "truncate" else ""
     )
-
-
-def _split(selection: Selection, run: RunConfig) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the rows of (train, eval), in their order: eval is the tail of the shuffled rows."""
-    kept = selection.kept
-    if not len(kept):
-        raise DataError(
-            f"none of the {len(selection.lengths)} tokenized rows can be trained on: {_told(selection)}. "
-            f"For too_long raise sequence_len (now {run.sequence_len}), for too_short lower min_sample_len "
-            f"(now {run.min_sample_len}), for nothing_trained check roles and columns (`sft inspect` shows the mask)."
-        )
-    if run.shuffle_merged_datasets:
-        kept = shuffled(kept, run.seed)
-    held_out = held_out_rows(len(kept), run.val_set_size)
-    if held_out >= len(kept):
-        rule = f"leaves no row to train on: {held_out} of {len(kept)} rows would be held out"
-        remedy = "Lower it, or add data."
-        raise ConfigError([Problem("configuration", "val_set_size", f"{run.val_set_size:g}", rule, remedy)])
-    return kept[: len(kept) - held_out], kept[len(kept) - held_out :]
-
-
-def _told(selection: Selection) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in selection.counts.items() if count) or "there was none"
 
 
 def _pack(selection: Selection, members: npt.NDArray[np.int64], sequence_len: int, packed: bool) -> Packs:
@@ -163,4 +196,4 @@ def _facts(packs: Packs, selection: Selection, sequence_len: int) -> dict[str, A
     }
 
 
-STAGE = Stage("pack", 1, ("tokenize",), _inputs, _produce)
+STAGE = Stage("pack", 2, ("tokenize",), _inputs, _produce)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,9 @@ class ShardTokenizer:
     def _tokenize(self, job: Job, report: Report) -> Outcome:
         outcome = Outcome()
         written: list[tuple[int, Tokenized]] = []
-        for first, raw in _batches(job):
+        for numbers, raw in _batches(job):
             begun = len(written)
-            for number, result in enumerate(self._batch(raw, job.dataset), start=first):
+            for number, result in zip(numbers, self._batch(raw, job.dataset), strict=True):
                 if isinstance(result, Rejected):
                     detail = result.detail[:DETAIL_CHARACTERS]
                     outcome.rejected.append({"row": number, "reason": result.reason, "detail": detail})
@@ -159,19 +160,31 @@ def _pieces(raw: bytes, form: RowFormat) -> list[Piece] | Rejected:
         return rejected
 
 
-def _batches(job: Job) -> Iterator[tuple[int, list[bytes]]]:
-    """Yield (number of the first row, raw rows), bounded in rows and in bytes."""
-    first, batch, size = job.first_row, list[bytes](), 0
-    with pq.ParquetFile(job.source) as file:
-        for records in file.iter_batches(batch_size=BATCH_ROWS, columns=["row"]):
-            for raw in records.column(0).to_pylist():
-                batch.append(raw)
-                size += len(raw)
-                if size >= BATCH_CHARACTERS or len(batch) >= BATCH_ROWS:
-                    yield first, batch
-                    first, batch, size = first + len(batch), [], 0
+def _batches(job: Job) -> Iterator[tuple[Sequence[int], list[bytes]]]:
+    """Yield (numbers, raw rows), bounded in rows and in bytes."""
+    numbers, batch, size = list[int](), list[bytes](), 0
+    for number, raw in numbered_rows(job.source, job.first_row):
+        numbers.append(number)
+        batch.append(raw)
+        size += len(raw)
+        if size >= BATCH_CHARACTERS or len(batch) >= BATCH_ROWS:
+            yield numbers, batch
+            numbers, batch, size = [], [], 0
     if batch:
-        yield first, batch
+        yield numbers, batch
+
+
+def numbered_rows(shard: Path, first_row: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (number in its data set, raw row) of each row of a shard of `fetch`."""
+    with pq.ParquetFile(shard) as file:
+        drawn = "number" in file.schema_arrow.names
+        following = count(first_row)
+        for records in file.iter_batches(batch_size=BATCH_ROWS):
+            numbers = records["number"].to_pylist() if drawn else following
+            rows = zip(
+                records["row"].to_pylist(), numbers, strict=False
+            )  # rows first: they end, and take no number more
+            yield from ((number, row) for row, number in rows)
 
 
 def _table(written: list[tuple[int, Tokenized]], dataset: int) -> pa.Table:

@@ -40,10 +40,10 @@ def inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
     """
     run = context.run
     _check_formats(run)
-    chat = any(is_chat(dataset) for dataset in run.datasets)
+    chat = any(is_chat(dataset) for dataset in run.sources)
     datasets = []
-    for number, dataset in enumerate(run.datasets):
-        template = _template_inputs(choose_template(run, dataset, _place(number))) if is_chat(dataset) else None
+    for number, dataset in enumerate(run.sources):
+        template = _template_inputs(choose_template(run, dataset, run.source_key(number))) if is_chat(dataset) else None
         datasets.append({**format_inputs(run, number), **({"template": template} if template else {})})
     return {
         "tokenizer": find_tokenizer(run).content(TOKENIZER_FILES, context.digests),
@@ -70,7 +70,7 @@ def produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dic
     outcomes = _tokenize(_shards(raw), setup, writer, tally)
     _write_rejected(context.run, outcomes, writer)
     tokenizer = {name: resolved[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
-    return {**_facts(len(context.run.datasets), outcomes), "tokenizer": tokenizer}
+    return {**_facts(len(context.run.sources), outcomes), "tokenizer": tokenizer}
 
 
 STAGE = Stage("tokenize", 3, ("fetch",), inputs, produce)
@@ -107,7 +107,7 @@ class _Tally:
         Raises:
             DataError: they are more than `max_rejected_ratio` of all rows.
         """
-        path = self.context.run.datasets[dataset].path
+        path = self.context.run.sources[dataset].path
         self.rejected += ({"path": path, **record} for record in records)
         limit = self.context.run.max_rejected_ratio
         if len(self.rejected) > limit * self.total:
@@ -116,19 +116,15 @@ class _Tally:
 
 def _check_formats(run: RunConfig) -> None:
     problems: list[Problem] = []
-    for number, dataset in enumerate(run.datasets):
+    for number, dataset in enumerate(run.sources):
         try:
             check_format(run, number)
             if is_chat(dataset):
-                choose_template(run, dataset, _place(number))
+                choose_template(run, dataset, run.source_key(number))
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(dict.fromkeys(problems))
-
-
-def _place(number: int) -> str:
-    return f"datasets.{number}"
 
 
 def _template_inputs(choice: TemplateChoice) -> dict[str, str | None]:
@@ -167,14 +163,16 @@ def _resolve_tokenizer(run: RunConfig, source: ModelSource, folder: Path) -> dic
 
 def _setup(run: RunConfig, resolved: dict[str, Any], folder: Path) -> Setup:
     templates: list[str | None] = []
-    for number, dataset in enumerate(run.datasets):
+    for number, dataset in enumerate(run.sources):
         text = None
         if is_chat(dataset):
-            text = choose_template(run, dataset, _place(number)).resolve(resolved["chat_template"])
+            text = choose_template(run, dataset, run.source_key(number)).resolve(resolved["chat_template"])
             if text is None:
                 rule = "takes the tokenizer's own chat template, and the tokenizer has none"
                 remedy = "Set chat_template to a name (chatml, llama3, ...), or to jinja with chat_template_jinja."
-                raise ConfigError([Problem("configuration", f"{_place(number)}.type", "chat_template", rule, remedy)])
+                raise ConfigError(
+                    [Problem("configuration", f"{run.source_key(number)}.type", "chat_template", rule, remedy)]
+                )
         templates.append(text)
     return Setup(
         run=run,
@@ -232,7 +230,7 @@ def _jobs(shards: dict[str, _Shard], folder: Path) -> Iterator[Job]:
 
 def _records(run: RunConfig, outcomes: list[tuple[_Shard, Outcome]]) -> Iterator[dict[str, Any]]:
     for shard, outcome in outcomes:
-        where = {"dataset": shard.dataset, "path": run.datasets[shard.dataset].path}
+        where = {"dataset": shard.dataset, "path": run.sources[shard.dataset].path}
         yield from ({**where, **record} for record in outcome.rejected)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def _train(job: Job, stop: StopFlag) -> int:
     model = load_model(job, tokens.facts["tokenizer"]["vocab_size"])
     attend_by_sample(model)
     form = batch_form(job, tokens, model)
-    batches, eval_batches = Batches(rows, train_packs, form), Batches(rows, eval_packs, form)
+    batches, eval_batches = Batches(rows, train_packs, form), Batches(rows, eval_packs, _eval_form(form, run))
     course = Course(schedule, stop, key=job.key, keep=run.save_total_limit)
     recorder = [Recorder(MetricsLog(work.metrics), schedule, batches)] if is_first else []
     trainer = PackedTrainer(
@@ -138,6 +139,10 @@ def batch_form(job: Job, tokens: Artifact, model: PreTrainedModel) -> BatchForm:
         width=job.run.sequence_len if job.run.pad_to_sequence_len else None,
         flat="flash" in attention,
     )
+
+
+def _eval_form(form: BatchForm, run: RunConfig) -> BatchForm:
+    return form if form.width is None else replace(form, width=run.eval_sequence_len or form.width)
 
 
 def _prepare_process(job: Job) -> None:
