@@ -10,8 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.load import LoadedRun
+from configs.schema import RunConfig
 from stages.artifacts import Artifact
 from stages.base_model import find_model, find_tokenizer
+from stages.pack.parts import parts, told
 from stages.pipeline import PlannedStage, plan
 from stages.stage import Context, open_run
 from stages.tokens import Packs
@@ -41,7 +43,7 @@ def plan_document(loaded: LoadedRun, *, until: str, refresh: Sequence[str]) -> d
     artifacts = {step.stage: step.artifact for step in steps if step.artifact is not None}
     return {
         "stages": [_stage(step) for step in steps],
-        "data": _data(artifacts),
+        "data": _data(context.run, artifacts),
         "training": _training(context, artifacts),
         "notices": [vars(notice) for notice in loaded.notices],
         "output_dir": loaded.run.output_dir,
@@ -59,7 +61,7 @@ def _stage(step: PlannedStage) -> dict[str, Any]:
     }
 
 
-def _data(artifacts: dict[str, Artifact]) -> dict[str, Any]:
+def _data(run: RunConfig, artifacts: dict[str, Artifact]) -> dict[str, Any]:
     """Return what is known of the data: as much as the store has."""
     known: dict[str, Any] = {}
     if "tokenize" in artifacts:
@@ -68,6 +70,8 @@ def _data(artifacts: dict[str, Artifact]) -> dict[str, Any]:
     if "pack" in artifacts:
         known |= {name: artifacts["pack"].facts[name] for name in ("sequence_len", "train", "eval")}
         known["dropped"] = artifacts["pack"].facts["rejected"]
+        known["left_out"] = artifacts["pack"].facts["left_out"]
+        known["datasets"] = [vars(part) for part in parts(run, artifacts["pack"].facts)]
     return known
 
 
@@ -116,18 +120,20 @@ def show_plan(document: dict[str, Any]) -> None:
             table.add_row("", "", "", Text(f"  and {len(stage['changes']) - CHANGES_SHOWN} more", "dim"))
     console.print(table)
     for line in _figures(document):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _figures(document: dict[str, Any]) -> list[str]:
     data, training, lines = document["data"], document["training"], [""]
     if "tokens" in data:
-        lost = data["rows_read"] - data["rows_written"]
         share = data["trained_tokens"] / max(1, data["tokens"])
-        rejected = f", {lost:,} rejected" if lost else ""
-        lines.append(
-            f"data      {data['rows_written']:,} rows{rejected}, {data['tokens']:,} tokens, {share:.0%} trained"
-        )
+        lines.append(f"data      {data['rows_written']:,} rows, {data['tokens']:,} tokens, {share:.0%} trained")
+    lost = told(data.get("rejected", {}) | data.get("dropped", {}))
+    lines += [f"rejected  {lost}"] if lost else []
+    left = told(data.get("left_out", {}))
+    lines += [f"left out  {left}"] if left else []
+    if len(data.get("datasets", ())) > 1:
+        lines += [f"mixture   {data_set['line']}" for data_set in data["datasets"]]
     if "train" in data:
         train = data["train"]
         lines.append(

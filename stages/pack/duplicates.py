@@ -1,4 +1,4 @@
-"""Rows with the same tokens and the same mask: which of them are used."""
+"""Rows with the same tokens and the same mask."""
 
 from __future__ import annotations
 
