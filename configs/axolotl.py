@@ -118,7 +118,6 @@ WITHOUT_EFFECT: dict[str, str] = spread(
         "part of fp8": "fp8_enable_fsdp_float8_all_gather",
         "part of model_quantization_config": "model_quantization_config_kwargs",
         "part of spectrum": "spectrum_top_fraction spectrum_model_name",
-        "part of loraplus_lr_ratio": "loraplus_lr_embedding",
         "part of shrink_embeddings and vocabulary growth": "mean_resizing_embeddings",
         "quantised weights are sharded without it": "qlora_sharded_model_loading",
         "the keys of a plugin are read without it": "plugins",
@@ -140,7 +139,6 @@ REFUSED: dict[str, str] = spread(
             "llama4_linearized_experts"
         ),
         _PARALLEL: "context_parallel_size tensor_parallel_size dp_shard_size dp_replicate_size expert_parallel_size",
-        "merge lora_model_dir into a base model first, and name that as base_model": "lora_model_dir",
         "remove it; a run always continues from its newest complete checkpoint": "resume_from_checkpoint",
         "use datasets with type: completion": "pretraining_dataset pretraining_sample_concatenation",
         "use datasets; fetch reads in constant memory anyway": "streaming",
@@ -161,22 +159,9 @@ REFUSED: dict[str, str] = spread(
             "shrink_embeddings fix_untrained_tokens"
         ),
         "remove it; training starts from the weights of base_model": "reinit_weights",
-        _TARGETS: (
-            "lora_target_parameters peft_layers_to_transform peft_layers_pattern peft_layer_replication "
-            "peft_trainable_token_indices"
-        ),
-        "remove it; a plain LoRA (lora_r, lora_alpha) is trained": (
-            "lora_fan_in_fan_out lora_rank_pattern lora_alpha_pattern peft peft_use_dora peft_use_rslora "
-            "peft_init_lora_weights peft_ensure_weight_tying peft_autocast_adapter_dtype relora jagged_restart_steps "
-            "lisa_n_layers"
-        ),
-        "remove it; one learning_rate holds for all parameters": (
-            "loraplus_lr_ratio embedding_lr embedding_lr_scale lr_groups optim_target_modules"
-        ),
-        "use lr_scheduler: cosine_with_min_lr and lr_scheduler_kwargs: {min_lr_rate: 0.1}": (
-            "cosine_min_lr_ratio cosine_constant_lr_ratio lr_quadratic_warmup lr_div_factor"
-        ),
-        "train an adapter, or the full model": "unfrozen_parameters",
+        _TARGETS: ("peft_layer_replication peft_trainable_token_indices"),
+        "remove it; a plain LoRA (lora_r, lora_alpha) is trained": ("peft relora jagged_restart_steps lisa_n_layers"),
+        "use lr_scheduler: one_cycle and lr_scheduler_kwargs: {div_factor: 25}": "lr_div_factor",
         "set micro_batch_size; `sft plan` says what fits": "auto_find_batch_size",
         "use bf16: true": "fp8",
         "use bf16: full": "bfloat16",

@@ -5,9 +5,10 @@ Below this module a configuration is never written to and never asked for a key 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 SHORT_NAMES = {"flash": "flash_attention_2", "flex": "flex_attention", "sdp": "sdpa"}
 
@@ -25,6 +26,13 @@ def _as_list(value: Any) -> Any:
 
 
 Strings = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+
+
+def _as_pairs(value: Any) -> Any:
+    """Read "betas=0.9,eps=1e-6" as a mapping of names to words."""
+    if not isinstance(value, str):
+        return value
+    return {name.strip(): word.strip() for name, _, word in (pair.partition("=") for pair in value.split(",")) if name}
 
 
 class PromptConfig(Section):
@@ -137,6 +145,14 @@ class SpecialTokensConfig(Section):
     pad_token: str | None = Field(None, description="Padding; default: the tokenizer's, else its end of sequence.")
     unk_token: str | None = Field(None, description="Unknown.")
     additional_special_tokens: tuple[str, ...] = Field((), description="Further special tokens.")
+
+
+class LrGroup(Section):
+    """Parameters with a learning rate of their own."""
+
+    name: str = Field(description="Name of the group.")
+    modules: Strings = Field(min_length=1, description="Parts of parameter names; any of them puts it into the group.")
+    lr: float = Field(gt=0, description="Peak learning rate of the group.")
 
 
 class LauncherConfig(Section):
@@ -277,6 +293,23 @@ class RunConfig(Section):
     lora_target_modules: Strings = Field((), description="Modules to adapt: names, or one regular expression.")
     lora_target_linear: bool = Field(False, description="Adapt every linear layer but the output head.")
     lora_modules_to_save: tuple[str, ...] = Field((), description="Modules trained in full beside the adapter.")
+    lora_target_parameters: Strings = Field((), description="Parameters to adapt, for experts that are no modules.")
+    lora_fan_in_fan_out: bool = Field(False, description="Weights are stored as (in, out), as in GPT-2.")
+    lora_rank_pattern: dict[str, PositiveInt] = Field({}, description="Ranks of modules: name or expression -> rank.")
+    lora_alpha_pattern: dict[str, PositiveInt] = Field({}, description="The same for lora_alpha.")
+    lora_model_dir: str | None = Field(None, description="Folder or Hub id of an adapter whose training goes on.")
+    peft_use_dora: bool = Field(False, description="DoRA: train the length of each weight row by itself.")
+    peft_use_rslora: bool = Field(False, description="Rank-stabilised LoRA: scale by alpha / sqrt(r).")
+    peft_init_lora_weights: bool | Literal["gaussian", "orthogonal"] = Field(
+        True, description="How an adapter begins; true: B is zero. false: at random, for tests."
+    )
+    peft_layers_to_transform: tuple[int, ...] = Field((), description="Numbers of the layers to adapt; default: all.")
+    peft_layers_pattern: Strings = Field((), description="Name of the list of layers, if it is an unusual one.")
+    peft_ensure_weight_tying: bool = Field(False, description="Keep tied weights tied in lora_modules_to_save.")
+    peft_autocast_adapter_dtype: bool = Field(True, description="Keep the adapter in float32 on a 16-bit base.")
+    unfrozen_parameters: Strings = Field(
+        (), description="Full fine-tuning of these parameters alone: expressions for the beginning of their names."
+    )
 
     # Optimisation
     micro_batch_size: int | None = Field(None, ge=1, description="Sequences per process and forward pass.")
@@ -286,12 +319,29 @@ class RunConfig(Section):
     num_epochs: float = Field(1.0, gt=0, description="Passes over the data.")
     max_steps: int | None = Field(None, ge=1, description="Most optimizer steps.")
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
-    lr_scheduler: str = Field("cosine", description="Learning-rate schedule, a name of Hugging Face's.")
+    lr_scheduler: str = Field("cosine", description="Schedule: a name of Hugging Face's, one_cycle or rex.")
     lr_scheduler_kwargs: dict[str, Any] = Field({}, description="Arguments of the schedule.")
+    cosine_min_lr_ratio: float | None = Field(
+        None, ge=0, le=1, description="cosine and rex end at this share of learning_rate instead of 0."
+    )
+    cosine_constant_lr_ratio: float | None = Field(
+        None, ge=0, le=1, description="cosine is at its end after this share of all steps, and stays there."
+    )
+    lr_quadratic_warmup: bool = Field(False, description="cosine: warm up with the square of the step.")
     warmup_steps: int | None = Field(None, ge=0, description="Steps of warm-up.")
     warmup_ratio: float | None = Field(None, ge=0, le=1, description="Warm-up as a share of all steps.")
     optimizer: str = Field("adamw_torch_fused", description="Optimizer, a name of Hugging Face's.")
-    optim_args: dict[str, Any] = Field({}, description="Arguments of the optimizer.")
+    optim_args: Annotated[dict[str, Any], BeforeValidator(_as_pairs)] = Field(
+        {}, description="Arguments of the optimizer, as a mapping or as name=value,name=value."
+    )
+    optim_target_modules: Literal["all_linear"] | Strings = Field(
+        (), description="GaLore, APOLLO: modules whose gradients are projected."
+    )
+    loraplus_lr_ratio: float | None = Field(None, gt=0, description="LoRA+: learning rate of B over that of A.")
+    loraplus_lr_embedding: float = Field(1e-6, gt=0, description="LoRA+: learning rate of adapted embeddings.")
+    embedding_lr: float | None = Field(None, gt=0, description="Learning rate of embeddings and output head.")
+    embedding_lr_scale: float | None = Field(None, gt=0, description="The same, as a multiple of learning_rate.")
+    lr_groups: tuple[LrGroup, ...] = Field((), description="Parameters with a learning rate of their own.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first decay rate.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second decay rate.")
@@ -417,8 +467,46 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _adapter_targets(self) -> RunConfig:
-        if self.adapter and not (self.lora_target_linear or self.lora_target_modules):
+        named = self.lora_target_linear or self.lora_target_modules or self.lora_target_parameters
+        if self.adapter and not (named or self.lora_model_dir):
             raise ValueError(f"adapter: {self.adapter} needs its targets; set lora_target_linear: true")
+        if self.lora_target_parameters and self.lora_dropout:
+            raise ValueError("lora_target_parameters takes no lora_dropout; set lora_dropout: 0")
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_keys_need_an_adapter(self) -> RunConfig:
+        if self.adapter is not None and self.unfrozen_parameters:
+            raise ValueError("unfrozen_parameters and adapter exclude each other; use lora_modules_to_save")
+        for key in ("lora_model_dir", "peft_use_dora", "loraplus_lr_ratio"):
+            if self.adapter is None and getattr(self, key):
+                raise ValueError(f"{key} needs an adapter; set adapter: lora, or remove {key}")
+        ranges = [pattern for pattern in self.unfrozen_parameters if re.search(r"\[-?\d*:-?\d*\]$", pattern)]
+        if ranges:
+            raise ValueError(f"unfrozen_parameters trains whole parameters, not {ranges[0]}; leave the range out")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_set_a_learning_rate(self) -> RunConfig:
+        for key, other in (
+            ("lr_groups", "loraplus_lr_ratio"),
+            ("embedding_lr", "loraplus_lr_ratio"),
+            ("embedding_lr_scale", "loraplus_lr_ratio"),
+            ("embedding_lr_scale", "embedding_lr"),
+        ):
+            if getattr(self, key) and getattr(self, other):
+                raise ValueError(f"{key} and {other} exclude each other; remove {key}")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_has_its_keys(self) -> RunConfig:
+        for key, schedules in (
+            ("cosine_min_lr_ratio", ("cosine", "rex")),
+            ("cosine_constant_lr_ratio", ("cosine",)),
+            ("lr_quadratic_warmup", ("cosine",)),
+        ):
+            if getattr(self, key) and self.lr_scheduler not in schedules:
+                raise ValueError(f"{key} needs lr_scheduler: {' or '.join(schedules)}; remove {key}")
         return self
 
     @model_validator(mode="after")

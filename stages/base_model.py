@@ -20,6 +20,7 @@ from configs.schema import RunConfig
 from stages.artifacts import FileDigests
 from stages.errors import ConfigError, Problem, TransientError
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -88,6 +89,11 @@ def find_tokenizer(run: RunConfig) -> ModelSource:
     if run.tokenizer_config is None:
         return find_model(run)
     return _find(run.tokenizer_config, None, "tokenizer_config")
+
+
+def find_adapter(run: RunConfig) -> ModelSource | None:
+    """Return the adapter whose training goes on, if there is one. Raises as `find_model`."""
+    return None if run.lora_model_dir is None else _find(run.lora_model_dir, None, "lora_model_dir")
 
 
 def _find(name: str, revision: str | None, key: str) -> ModelSource:

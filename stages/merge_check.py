@@ -33,9 +33,9 @@ class Fingerprint:
 
     Attributes:
         shapes: the base's tensors by name.
-        products: module -> (W + scale * B A) v, (rows of W,) float32.
+        products: module -> W' v, (rows of W,) float32, where W' is W + scale * B A, with DoRA's row lengths if it has.
         sizes: module -> RMS that such a product has over all v, the unit of its error.
-        change: RMS of scale * B A v over all modules.
+        change: RMS of (W' - W) v over all modules.
         rows: (rows, tokens) int64 token ids.
         logits: (rows, tokens, vocabulary) float32 of these ids.
     """
@@ -69,14 +69,30 @@ def fingerprint(adapted: PeftModel, shapes: Shapes, rows: torch.Tensor) -> Finge
     """Take the fingerprint of base + adapter, before they are merged."""
     products, sizes, changes = {}, {}, []
     for name, module in adapted.named_modules():
-        if isinstance(module, LoraLayer) and module.get_base_layer().weight.ndim == 2:
-            weight, delta = module.get_base_layer().weight.float(), module.get_delta_weight("default").float()
+        weight = getattr(module.get_base_layer(), "weight", None) if isinstance(module, LoraLayer) else None
+        if weight is not None and weight.ndim == 2:
+            weight, delta = weight.float(), _delta(module, weight.float())
             changes.append(delta @ _probe(delta))
             name = name.removeprefix(WRAPPER)
             products[name] = weight @ _probe(weight) + changes[-1]
             sizes[name] = _rms(weight + delta) * weight.shape[1] ** 0.5
     change = _rms(torch.cat(changes)) if changes else 0.0
     return Fingerprint(shapes, products, sizes, change, rows, logits_of(adapted, rows))
+
+
+def _delta(module: LoraLayer, weight: torch.Tensor) -> torch.Tensor:
+    """Return what an adapter adds to a (rows, columns) weight.
+
+    DoRA (Liu et al. 2024, eq. 5) gives each row of W + scale * B A a learned length, and each column of an (in, out) one.
+    """
+    delta: torch.Tensor = module.get_delta_weight("default").float()
+    if "default" not in module.lora_magnitude_vector:
+        return delta
+    lengths = module.lora_magnitude_vector["default"].weight.detach().float().flatten()
+    transposed = bool(getattr(module, "fan_in_fan_out", False)) or len(lengths) != len(weight)
+    rows = (weight + delta).T if transposed else weight + delta
+    rows = rows * (lengths / rows.norm(dim=1))[:, None]
+    return (rows.T if transposed else rows) - weight
 
 
 @torch.inference_mode()

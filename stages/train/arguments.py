@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import SchedulerType
-from transformers.training_args import OptimizerNames
 
-from configs.schema import RunConfig
-from stages.errors import ConfigError, Problem
 from stages.train.job import Job
 from stages.train.model import uses_autocast
+from stages.train.optimizers import settled_name
 from stages.train.schedule import Schedule
 from stages.train.sharding import deepspeed_arguments, fsdp_arguments, shard_on_cpu
+
+OWN_SCHEDULES = ("one_cycle", "rex")
+"""Schedules that the Trainer does not know; `stages.train.learning_rate` makes them."""
 
 
 def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
@@ -23,7 +23,6 @@ def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
     Steps, log lines, evaluations and checkpoints are ours: the Trainer logs every step, and does the rest on demand.
     """
     run = job.run
-    _check_names(run)
     on_gpu = torch.cuda.is_available()
     settings: dict[str, Any] = dict(
         output_dir=str(job.work),
@@ -36,9 +35,10 @@ def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
         gradient_accumulation_steps=run.passes_per_step,
         average_tokens_across_devices=True,
         learning_rate=run.learning_rate,
-        lr_scheduler_type=run.lr_scheduler,
+        lr_scheduler_type="constant" if run.lr_scheduler in OWN_SCHEDULES else run.lr_scheduler,
         lr_scheduler_kwargs=dict(run.lr_scheduler_kwargs) or None,
-        optim=run.optimizer,
+        optim=settled_name(run.optimizer),
+        optim_target_modules=_target_modules(run.optim_target_modules),
         optim_args=",".join(f"{name}={value}" for name, value in run.optim_args.items()) or None,
         weight_decay=run.weight_decay,
         adam_beta1=run.adam_beta1,
@@ -73,15 +73,7 @@ def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
     return arguments
 
 
-def _check_names(run: RunConfig) -> None:
-    known = {
-        "optimizer": (run.optimizer, [name.value for name in OptimizerNames]),
-        "lr_scheduler": (run.lr_scheduler, [name.value for name in SchedulerType]),
-    }
-    problems = [
-        Problem("configuration", key, value, f"known are {', '.join(names)}", "Use one of them.")
-        for key, (value, names) in known.items()
-        if value not in names
-    ]
-    if problems:
-        raise ConfigError(problems)
+def _target_modules(named: str | tuple[str, ...]) -> str | list[str] | None:
+    if isinstance(named, str):
+        return named.replace("_", "-")  # transformers writes all-linear
+    return list(named) or None

@@ -21,6 +21,7 @@ class Job(BaseModel):
         model: folder of the base model.
         model_name: how the saved adapter names its base model.
         model_commit: commit of the base model on the Hub; None for a folder.
+        adapter: folder of the adapter whose training goes on, if there is one.
         work: working folder, kept between tries.
         precision: precision of the computation.
         tf32: whether float32 matrix products are computed in TensorFloat-32.
@@ -36,6 +37,7 @@ class Job(BaseModel):
     model: Path
     model_name: str
     model_commit: str | None
+    adapter: Path | None = None
     work: Path
     precision: Precision
     tf32: bool

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import orjson
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from configs.schema import RunConfig
-from stages.errors import ConfigError, Problem, StageError
+from stages.errors import ConfigError, Problem
 from stages.quantization import quantization
+from stages.train.adapter import add_adapter, freeze_all_but
 from stages.train.job import Job
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,11 +35,13 @@ def load_model(job: Job, vocabulary: int) -> PreTrainedModel:
     model = _load_base(job)
     if model.get_input_embeddings().num_embeddings < vocabulary:
         _grow_vocabulary(model, job.run, vocabulary)
-    if job.run.adapter is None:
-        return model
-    if job.run.recomputes_activations:
-        model.enable_input_require_grads()  # a recomputed block needs an input with a gradient, and the base is frozen
-    return _add_adapter(model, job.run)
+    if job.run.recomputes_activations and (job.run.adapter or job.run.unfrozen_parameters):
+        model.enable_input_require_grads()  # a recomputed block needs an input with a gradient; these are frozen
+    if job.run.adapter is not None:
+        return add_adapter(model, job.run, job.adapter)
+    if job.run.unfrozen_parameters:
+        freeze_all_but(model, job.run.unfrozen_parameters)
+    return model
 
 
 def _load_base(job: Job) -> PreTrainedModel:
@@ -87,61 +89,6 @@ def _grow_vocabulary(model: PreTrainedModel, run: RunConfig, vocabulary: int) ->
         remedy = "Add lora_modules_to_save: [embed_tokens, lm_head]."
         raise ConfigError([Problem("configuration", "lora_modules_to_save", "", rule, remedy)])
     model.resize_token_embeddings(vocabulary)
-
-
-def _add_adapter(model: PreTrainedModel, run: RunConfig) -> PeftModel:
-    targets = _adapter_targets(model, run)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=run.lora_r,
-        lora_alpha=run.lora_alpha,
-        lora_dropout=run.lora_dropout,
-        target_modules=targets,
-        modules_to_save=list(run.lora_modules_to_save) or None,
-    )
-    adapted = get_peft_model(model, config)
-    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
-    if not any("lora_" in name for name in trained):
-        raise StageError(f"the adapter has no trainable weights; trainable are {trained or 'none'}")
-    return adapted
-
-
-def _adapter_targets(model: PreTrainedModel, run: RunConfig) -> str | list[str]:
-    """Return the modules to adapt as PEFT wants them: sorted names, or one regular expression.
-
-    Raises:
-        ConfigError: a name or the expression matches no module.
-    """
-    linear = _linear_names(model)
-    modules = [name for name, _ in model.named_modules()]
-    named = run.lora_target_modules
-    if len(named) == 1 and re.search(r"[\\^$*+?()\[\]|]", named[0]) and not run.lora_target_linear:
-        if not any(re.fullmatch(named[0], name) for name in modules):
-            raise ConfigError([_no_target(named[0], linear)])
-        return named[0]
-    missing = [name for name in named if not any(m == name or m.endswith(f".{name}") for m in modules)]
-    if missing:
-        raise ConfigError([_no_target(name, linear) for name in missing])
-    return sorted({*named, *(linear if run.lora_target_linear else ())})
-
-
-def _linear_names(model: PreTrainedModel) -> list[str]:
-    """Return the last names of the linear layers, without the output head."""
-    head = model.get_output_embeddings()
-    return sorted(
-        {
-            name.rsplit(".", 1)[-1]
-            for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear) and module is not head
-        }
-    )
-
-
-def _no_target(name: str, linear: list[str]) -> Problem:
-    rule = f"the model has no such module; its linear layers are {', '.join(linear)}"
-    return Problem(
-        "configuration", "lora_target_modules", name, rule, "Correct the name, or set lora_target_linear: true."
-    )
 
 
 def save_final(model: PreTrainedModel, job: Job, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:

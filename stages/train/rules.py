@@ -6,9 +6,18 @@ from importlib.util import find_spec
 
 from configs.schema import RunConfig
 from stages.errors import ConfigError, Problem
+from stages.train.optimizers import NEEDED_PACKAGE, optimizer_problems, settled_name
 
-PACKAGES = {"bitsandbytes": "quantization", "deepspeed": "deepspeed"}
+PACKAGES = {"bitsandbytes": "quantization", "deepspeed": "deepspeed", "torchao": "torchao"}
 """Optional package -> the extra of sft-flow that brings it."""
+
+DISTRIBUTIONS = {
+    "galore_torch": "galore-torch",
+    "apollo_torch": "apollo-torch",
+    "lomo_optim": "lomo-optim",
+    "optimi": "torch-optimi",
+}
+"""Packages that install under another name than they are imported by, and have no extra."""
 
 
 def check(run: RunConfig) -> None:
@@ -24,12 +33,12 @@ def check(run: RunConfig) -> None:
 
 def problems(run: RunConfig) -> list[Problem]:
     """Return why a configuration cannot be trained; nothing if it can."""
-    return [*_missing_packages(run), *_unshardable(run), *_wrong_deepspeed(run)]
+    return [*_missing_packages(run), *optimizer_problems(run), *_unshardable(run), *_wrong_deepspeed(run)]
 
 
 def needed_packages(run: RunConfig) -> list[str]:
-    """Return the optional packages whose behaviour is in the trained weights."""
-    return sorted({package for package, _, _ in _wanted(run)})
+    """Return the optional packages whose behaviour is in the trained weights, as they are installed."""
+    return sorted({DISTRIBUTIONS.get(package, package) for package, _, _ in _wanted(run)})
 
 
 def _unshardable(run: RunConfig) -> list[Problem]:
@@ -66,9 +75,7 @@ def _wrong_deepspeed(run: RunConfig) -> list[Problem]:
 
 def _missing_packages(run: RunConfig) -> list[Problem]:
     return [
-        _problem(
-            key, value, f"it needs the package {package}, which is not installed", f"{_install(PACKAGES[package])}."
-        )
+        _problem(key, value, f"it needs the package {package}, which is not installed", _install(package))
         for package, key, value in _wanted(run)
         if find_spec(package) is None
     ]
@@ -77,11 +84,15 @@ def _missing_packages(run: RunConfig) -> list[Problem]:
 def _wanted(run: RunConfig) -> list[tuple[str, str, str]]:
     """Return (package, key, value) of what asks for an optional package."""
     wanted = [("bitsandbytes", key, "true") for key in ("load_in_4bit", "load_in_8bit") if getattr(run, key)]
-    return [*wanted, ("deepspeed", "deepspeed", "")] if run.deepspeed is not None else wanted
+    wanted += [("deepspeed", "deepspeed", "")] if run.deepspeed is not None else []
+    optimizer = NEEDED_PACKAGE.get(settled_name(run.optimizer))
+    return [*wanted, (optimizer, "optimizer", run.optimizer)] if optimizer else wanted
 
 
-def _install(extra: str) -> str:
-    return f"Install it: pip install 'sft-flow[{extra}]'"
+def _install(package: str) -> str:
+    extra = PACKAGES.get(package)
+    wanted = f"'sft-flow[{extra}]'" if extra else DISTRIBUTIONS.get(package, package)
+    return f"Install it: pip install {wanted}."
 
 
 def _problem(key: str, value: str, rule: str, remedy: str) -> Problem:

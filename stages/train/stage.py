@@ -22,6 +22,7 @@ from stages.train.machine import Machine, precision, tf32, this_machine, threads
 from stages.train.outcome import error_of
 from stages.train.rules import check, needed_packages
 from stages.train.schedule import plan_schedule
+from stages.train.start import adapter_folder, started_from
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 ADAPTER_KEYS = (
@@ -32,6 +33,32 @@ ADAPTER_KEYS = (
     "lora_target_linear",
     "lora_modules_to_save",
 )
+LATER_ADAPTER_KEYS = (
+    "lora_target_parameters",
+    "lora_fan_in_fan_out",
+    "lora_rank_pattern",
+    "lora_alpha_pattern",
+    "peft_use_dora",
+    "peft_use_rslora",
+    "peft_init_lora_weights",
+    "peft_layers_to_transform",
+    "peft_layers_pattern",
+    "peft_ensure_weight_tying",
+    "peft_autocast_adapter_dtype",
+    "loraplus_lr_ratio",
+    "loraplus_lr_embedding",
+)
+LATER_KEYS = (
+    "unfrozen_parameters",
+    "cosine_min_lr_ratio",
+    "cosine_constant_lr_ratio",
+    "lr_quadratic_warmup",
+    "optim_target_modules",
+    "embedding_lr",
+    "embedding_lr_scale",
+    "lr_groups",
+)
+"""Keys that came later are in a key only where they are set: older trainings stay what they are."""
 SAMPLE_KEYS = (
     "num_generation_samples",
     "generation_max_new_tokens",
@@ -77,11 +104,13 @@ def _inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
 def key_inputs(context: Context, machine: Machine) -> dict[str, Any]:
     """Return what determines the trained weights on a machine."""
     run = context.run
-    adapter = {name: getattr(run, name) for name in ADAPTER_KEYS} if run.adapter else {}
+    adapter = {name: getattr(run, name) for name in ADAPTER_KEYS} | _set_of(run, LATER_ADAPTER_KEYS)
     return {
         "base_model": find_model(run).content(MODEL_FILES, context.digests),
         "adapter": run.adapter,
-        **adapter,
+        **(adapter if run.adapter else {}),
+        **_set_of(run, LATER_KEYS),
+        **started_from(context),
         **{name: getattr(run, name) for name in OPTIMISATION_KEYS},
         "gradient_checkpointing": run.recomputes_activations,
         "precision": precision(run, machine),
@@ -105,6 +134,12 @@ def _also_recorded(run: RunConfig) -> dict[str, Any]:
     if run.generate_samples:
         asked["samples"] = {name: getattr(run, name) for name in SAMPLE_KEYS}
     return asked
+
+
+def _set_of(run: RunConfig, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return those of the keys that are not at their default, JSON-ready."""
+    values = run.model_dump(mode="json", include=set(keys), exclude_defaults=True)
+    return {name: values[name] for name in keys if name in values}
 
 
 def _eval_pass(run: RunConfig) -> int:
@@ -158,6 +193,7 @@ def _job(context: Context, upstream: Upstream, writer: ArtifactWriter) -> Job:
         model=folder,
         model_name=source.name if source.commit else folder.name,
         model_commit=source.commit,
+        adapter=adapter_folder(run),
         work=writer.work.resolve(),
         precision=precision(run, machine),
         tf32=tf32(run, machine),

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
@@ -29,6 +30,7 @@ from stages.errors import StageError
 from stages.lifeline import die_with_parent
 from stages.train.checkpoints import PREFIX, rotate, seal
 from stages.train.data import Batch, Batches, RankPasses, eval_passes
+from stages.train.learning_rate import own_schedule, parameter_groups
 from stages.train.metrics import MetricsLog
 from stages.train.schedule import Schedule
 from stages.train.stopping import StopFlag
@@ -60,6 +62,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         self._eval_batches = eval_batches.by_dataset()
         self._step_tokens: torch.Tensor | int | None = 0
         self.control: TrainerControl
+        self.lr_scheduler: LRScheduler | None
         if not self.model_accepts_loss_kwargs:
             raise StageError(
                 f"{type(model).__name__}: its loss is a mean per pass, not over all tokens of a step, so short rows "
@@ -85,6 +88,24 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
             pin_memory=self.args.device.type == "cuda",
             generator=torch.Generator(),
         )
+
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
+        """Return the optimizer, over groups of parameters with their own learning rates if there are any."""
+        trained = self.model if model is None else model
+        decayed = set(self.get_decay_parameter_names(trained))
+        groups = parameter_groups(trained.named_parameters(), decayed, self._run)
+        if groups is not None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            self.optimizer_cls_and_kwargs = kind, {**options, "params": groups}
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """Return the schedule of the learning rate: one of ours, or of the Trainer's."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = own_schedule(optimizer or self.optimizer, self._run, self._schedule)
+        made: LRScheduler = super().create_scheduler(num_training_steps, optimizer)
+        return made
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Batch], Any]:
         """Return the passes of a step and its number of trained tokens over all processes, which is kept."""
@@ -126,6 +147,8 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
     def _eval_sums(self, batches: Batches) -> tuple[float, float]:
         """Return the sum of the losses and the number of trained tokens, over all processes."""
         self.model.eval()
+        if callable(getattr(self.optimizer, "eval", None)):  # a schedule-free one holds other weights while it trains
+            self.optimizer.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)  # loss, tokens
         rank, world_size = self.args.process_index, self.args.world_size
         per_pass = self.args.per_device_eval_batch_size

@@ -23,7 +23,9 @@ logger = logging.getLogger(__name__)
 def setting_of(run: RunConfig, schedule: Schedule, model: PreTrainedModel) -> Setting:
     """Return what a judgement needs to know of a training."""
     vocabulary = model.config.get_text_config().vocab_size
-    return Setting(schedule.steps, schedule.warmup_steps, run.learning_rate, run.lr_scheduler, vocabulary)
+    flat = run.lr_scheduler == "cosine" and run.cosine_min_lr_ratio == 1
+    shape = "constant_with_warmup" if flat else run.lr_scheduler
+    return Setting(schedule.steps, schedule.warmup_steps, run.learning_rate, shape, vocabulary)
 
 
 def watchers(run: RunConfig, schedule: Schedule, model: PreTrainedModel, verdict: Path | None) -> list[TrainerCallback]:
