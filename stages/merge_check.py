@@ -83,7 +83,7 @@ def fingerprint(adapted: PeftModel, shapes: Shapes, rows: torch.Tensor) -> Finge
 def _delta(module: LoraLayer, weight: torch.Tensor) -> torch.Tensor:
     """Return what an adapter adds to a (rows, columns) weight.
 
-    DoRA (Liu et al. 2024, eq. 5) gives each row of W + scale * B A a learned length, and each column of an (in, out) one.
+    DoRA (Liu et al. 2024, eq. 5) gives each row of W + scale * B A a learned length, each column of an (in, out) one.
     """
     delta: torch.Tensor = module.get_delta_weight("default").float()
     if "default" not in module.lora_magnitude_vector:

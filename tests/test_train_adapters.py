@@ -129,7 +129,7 @@ def test_the_key_of_a_continued_training_knows_the_adapter(bench: Bench, trained
     with pytest.raises(ConfigError, match=r"lora_r = 16: the adapter in lora_model_dir has 4. Set lora_r: 4"):
         started_from(bench.context(bench.run(**keys, lora_r=16)))
     (folder / "adapter_config.json").unlink()
-    with pytest.raises(ConfigError, match="no readable adapter_config.json"):
+    with pytest.raises(ConfigError, match=r"no readable adapter_config\.json"):
         started_from(context)
 
 
