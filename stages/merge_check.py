@@ -92,7 +92,8 @@ def _delta(module: LoraLayer, weight: torch.Tensor) -> torch.Tensor:
     transposed = bool(getattr(module, "fan_in_fan_out", False)) or len(lengths) != len(weight)
     rows = (weight + delta).T if transposed else weight + delta
     rows = rows * (lengths / rows.norm(dim=1))[:, None]
-    return (rows.T if transposed else rows) - weight
+    scaled: torch.Tensor = rows.T if transposed else rows
+    return scaled - weight
 
 
 @torch.inference_mode()
