@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,15 @@ from typing import Any
 import yaml
 
 from configs.errors import ConfigError, Problem
+from configs.yaml_file import Loader, read_nodes, read_text, syntax_problem
 
-MOST_BYTES = 200_000
-MOST_NODES = 20_000
+MOST_NODES = 10_000
+MOST_LEVELS = 50
 COMMAND_LINE = "command line"
+
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+
+_SECRET = re.compile("api_key|secret|password|access_key")
 
 KeyPath = tuple[str | int, ...]
 
@@ -27,6 +34,7 @@ class Document:
         file: the file's name as it was given.
         problems: what is wrong; any of them refuses the document.
         notices: what is accepted, but not as it might be meant.
+        nulls: keys that stood there without a value.
     """
 
     values: dict[str, Any]
@@ -34,6 +42,7 @@ class Document:
     file: str
     problems: list[Problem] = field(default_factory=list)
     notices: list[Problem] = field(default_factory=list)
+    nulls: list[KeyPath] = field(default_factory=list)
 
     def place(self, path: KeyPath) -> str:
         """Return where a key stands, or the nearest thing around it."""
@@ -56,16 +65,25 @@ def read_document(path: Path) -> Document:
     Raises:
         ConfigError: it cannot be read, is not YAML, or has a key twice.
     """
-    document = _parse(str(path), _content(path))
+    document = _parse(str(path), read_text(path))
     if document.problems:
         raise ConfigError(document.problems)
     drop_nulls(document)  # and with it what anchors share becomes separate: an override changes one place
     return document
 
 
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Return problems as their keys stand in the file; those of the command line last."""
+
+    def position(problem: Problem) -> list[int]:
+        return [int(part) for part in problem.place.rsplit(":", 2)[1:] if part.isdecimal()]
+
+    return sorted(problems, key=lambda problem: (problem.place == COMMAND_LINE, position(problem)))
+
+
 def drop_nulls(document: Document) -> None:
-    """Take out every key whose value is null."""
-    document.values = _without_nulls(document.values)
+    """Take out every key whose value is null, and note that it was there."""
+    document.values = _without_nulls(document.values, (), document.nulls)
 
 
 def dotted(path: KeyPath) -> str:
@@ -73,59 +91,25 @@ def dotted(path: KeyPath) -> str:
     return ".".join(str(part) for part in path)
 
 
-def _content(path: Path) -> str:
-    file = str(path)
-    try:
-        with path.open("rb") as source:
-            content = source.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            rule = f"this is more than a configuration holds (at most {MOST_BYTES:,} bytes)"
-            raise ConfigError([Problem(file, "", "", rule, "Give the configuration, not the data.")])
-        return content.decode("utf-8-sig")
-    except OSError as error:
-        rule = f"the file cannot be read ({error.strerror})"
-        raise ConfigError([Problem(file, "", "", rule, "Give the path of a YAML file.")]) from error
-    except UnicodeDecodeError as error:
-        rule = f"byte {error.start} is not UTF-8"
-        raise ConfigError([Problem(file, "", "", rule, "Save the file as UTF-8.")]) from error
-
-
 def _parse(file: str, content: str) -> Document:
-    loader: yaml.SafeLoader | None = None
+    loader: Loader | None = None
     try:
-        loader = yaml.SafeLoader(content)
-        node = loader.get_single_node()
+        loader = Loader(content)
+        node = read_nodes(file, loader)
         document = Document({}, {}, file)
-        if not isinstance(node, yaml.MappingNode):
-            rule = "a configuration is a mapping of keys to values"
-            raise ConfigError([Problem(file, "", "", rule, "Begin with base_model: NAME.")])
         _index(document, node)
         if not document.problems:
             document.values = loader.construct_document(node)
         return document
-    except yaml.MarkedYAMLError as error:
-        raise ConfigError([_syntax_problem(file, error)]) from error
-    except RecursionError as error:
-        rule = "lists or mappings stand in each other too deeply"
-        raise ConfigError([Problem(file, "", "", rule, "Mend the brackets.")]) from error
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        rule = f"this is not valid YAML: {(str(error).splitlines() or ['?'])[0]}"
-        raise ConfigError([Problem(file, "", "", rule, "Mend the syntax.")]) from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError([syntax_problem(file, content, error)]) from error
     finally:
         if loader is not None:
             loader.dispose()
 
 
-def _syntax_problem(file: str, error: yaml.MarkedYAMLError) -> Problem:
-    mark = error.problem_mark or error.context_mark
-    place = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
-    tab = "'\\t'" in (error.problem or "")
-    remedy = "Indent with spaces, not tabs." if tab else "Mend the syntax; look at the line before it too."
-    return Problem(place, "", "", f"this is not valid YAML: {error.problem or error.context}", remedy)
-
-
 def _index(document: Document, root: yaml.MappingNode) -> None:
-    """Note the place of every key; report duplicate keys, keys that are not text, and documents that never end."""
+    """Note the place of every key; report what no configuration holds, and documents that never end."""
     todo: list[tuple[KeyPath, yaml.Node]] = [((), root)]
     visited = 0
     while todo:
@@ -134,22 +118,31 @@ def _index(document: Document, root: yaml.MappingNode) -> None:
         if visited > MOST_NODES:
             document.problem((), None, f"the file unfolds to more than {MOST_NODES:,} values", "Use fewer anchors.")
             return
+        if len(path) > MOST_LEVELS:
+            document.problem(path[:2], None, "values stand in each other too deeply", "Let no anchor hold itself.")
+            return
         if isinstance(node, yaml.SequenceNode):
             for position, item in enumerate(node.value):
                 _note_place(document, (*path, position), item)
                 todo.append(((*path, position), item))
         elif isinstance(node, yaml.MappingNode):
-            seen: set[str] = set()
-            for key_node, value_node in node.value:
-                if not isinstance(key_node, yaml.ScalarNode):
-                    document.problem(path, None, "a key must be a word", "Write `key: value`.")
-                    continue
-                key = str(key_node.value)
-                _note_place(document, (*path, key), key_node)
-                if key in seen:
-                    document.problem((*path, key), None, "this key stands twice", "Remove one of the two.")
-                seen.add(key)
-                todo.append(((*path, key), value_node))
+            todo += _index_keys(document, path, node)
+        elif _UNWRITABLE.search(str(node.value)):
+            document.problem(path, None, "the text has a character that cannot be written", "Remove its \\ escape.")
+
+
+def _index_keys(document: Document, path: KeyPath, node: yaml.MappingNode) -> Iterator[tuple[KeyPath, yaml.Node]]:
+    seen: set[str] = set()
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            document.problem(path, None, "a key must be a word", "Write `key: value`.")
+            continue
+        key = str(key_node.value)
+        _note_place(document, (*path, key), key_node)
+        if key in seen:
+            document.problem((*path, key), None, "this key stands twice", "Remove one of the two.")
+        seen.add(key)
+        yield (*path, key), value_node
 
 
 def _note_place(document: Document, path: KeyPath, node: yaml.Node) -> None:
@@ -157,14 +150,18 @@ def _note_place(document: Document, path: KeyPath, node: yaml.Node) -> None:
     document.places[path] = f"{document.file}:{mark.line + 1}:{mark.column + 1}"
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: Any, path: KeyPath, nulls: list[KeyPath]) -> Any:
     if isinstance(value, dict):
-        return {str(key): _without_nulls(item) for key, item in value.items() if item is not None}
+        nulls += [(*path, str(key)) for key, item in value.items() if item is None]
+        return {
+            str(key): _without_nulls(item, (*path, str(key)), nulls) for key, item in value.items() if item is not None
+        }
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
+        return [_without_nulls(item, (*path, position), nulls) for position, item in enumerate(value)]
     return value
 
 
 def _finding(place: str, path: KeyPath, value: Any, rule: str, remedy: str) -> Problem:
-    text = "" if value is None else repr(value)
+    secret = bool(path) and isinstance(path[-1], str) and _SECRET.search(path[-1])
+    text = "" if value is None else "***" if secret else repr(value)
     return Problem(place, dotted(path), text if len(text) <= 120 else f"{text[:117]}...", rule, remedy)

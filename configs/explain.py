@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -71,7 +72,35 @@ def _explain_value(document: Document, details: ErrorDetails) -> None:
     elif details["type"] == "missing":
         document.problem(path, None, "this key is required", f"Add it. {description}")
     else:
-        document.problem(path, details["input"], message[:1].lower() + message[1:], description)
+        document.problem(path, details["input"], _rule(details, message), f"{_hint(details)}{description}")
+
+
+_EXPECTED = {
+    "list_type": "it should be a list",
+    "tuple_type": "it should be a list",
+    "dict_type": "it should be a mapping of keys to values",
+    "model_type": "it should be a mapping of keys to values",
+    "string_type": "it should be text",
+}
+
+
+def _rule(details: ErrorDetails, message: str) -> str:
+    if details["type"] in _EXPECTED:
+        return _EXPECTED[details["type"]]
+    return re.sub(r"^Input", "it", message).partition(", unable")[0].partition(", got")[0]
+
+
+def _hint(details: ErrorDetails) -> str:
+    """Return what is meant, where it can be guessed."""
+    given = details["input"]
+    if details["type"] == "string_type" and isinstance(given, int | float):
+        return f"Put it in quotes: '{given}'. "
+    if details["type"] in ("tuple_type", "list_type") and isinstance(given, dict):
+        return "Put `- ` in front of its first line. "
+    near = difflib.get_close_matches(
+        str(given), re.findall(r"'([^']+)'", details.get("ctx", {}).get("expected", "")), 1
+    )
+    return f"Did you mean {near[0]}? " if near else ""
 
 
 def _description(path: KeyPath) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,6 +49,16 @@ def key_class(section: str, key: str) -> KeyClass | None:
         parent, _, name = section.rpartition(".")
         return key_class(parent, name)
     return None
+
+
+def known_keys(section: str) -> list[str]:
+    """Return the keys of a section that have a class, those of our schema first."""
+    model = _model_of(section)
+    tables: list[Iterable[str]] = [model.model_fields if model is not None else ()]
+    tables += [ALIASES_IN.get(section, ()), WITHOUT_EFFECT_IN.get(section, ()), REFUSED_IN.get(section, ())]
+    if not section:
+        tables += [_TOP_ALIASES, WITHOUT_EFFECT, REFUSED]
+    return list(dict.fromkeys(itertools.chain.from_iterable(tables)))
 
 
 def section_model(model: type[BaseModel], key: str) -> type[BaseModel] | None:

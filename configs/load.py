@@ -11,13 +11,15 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from configs.axolotl import ALIASES, NEUTRAL, PLUGINS
-from configs.document import Document, KeyPath, dotted, drop_nulls, read_document
+from configs.document import Document, KeyPath, dotted, drop_nulls, in_order, read_document
 from configs.errors import ConfigError, Problem
 from configs.explain import explain
-from configs.keys import Kind, key_class, section_model
+from configs.keys import Kind, key_class, known_keys, section_model
 from configs.overrides import apply_override
 from configs.schema import DatasetConfig, RunConfig
 from configs.sharding import FSDP_KEYS, read_deepspeed, read_fsdp
+
+MOST_UNKNOWN = 30
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,14 @@ def load_run(path: Path, overrides: Sequence[str] = (), *, lenient: bool = False
     _classify(document)
     _read_sharding(document, path.resolve().parent)
     _classify_sections(document, lenient=lenient)
+    _notice_empty(document)
     run: RunConfig | None = None
     try:
         run = RunConfig.model_validate(document.values)
     except ValidationError as error:
         explain(document, error)
     if run is None or document.problems:
-        raise ConfigError(document.problems)
+        raise ConfigError(in_order(document.problems))
     places = {dotted(place): where for place, where in document.places.items()}
     return LoadedRun(_with_paths(run, path.resolve().parent), tuple(document.notices), path, uses, places, lenient)
 
@@ -118,8 +121,14 @@ def _classify_sections(document: Document, *, lenient: bool) -> None:
         values, model, section, path = todo.pop(0)
         if section:
             _take_out(document, values, model, section, path)
-        for key in [key for key in values if key not in model.model_fields]:
-            _unknown(document, values, key, model, path, lenient=lenient)
+        unknown = [key for key in values if key not in model.model_fields]
+        for key in unknown[:MOST_UNKNOWN]:
+            _unknown(document, values, key, section, path, lenient=lenient)
+        if unknown[MOST_UNKNOWN:]:
+            rule = f"{len(unknown) - MOST_UNKNOWN:,} more keys are not known"
+            document.problem(path, None, rule, "Is this the file of a run?")
+            for key in unknown[MOST_UNKNOWN:]:
+                del values[key]
         for key, value in values.items():
             inner = section_model(model, key)
             if inner is not None:
@@ -146,14 +155,27 @@ def _asks_for_nothing(value: Any) -> bool:
 
 
 def _unknown(
-    document: Document, values: dict[str, Any], key: str, model: type[BaseModel], path: KeyPath, *, lenient: bool
+    document: Document, values: dict[str, Any], key: str, section: str, path: KeyPath, *, lenient: bool
 ) -> None:
     value = values.pop(key)
-    near = difflib.get_close_matches(key, model.model_fields, n=2, cutoff=0.6)
+    near = _near(key, section)
     if lenient:
         document.notice((*path, key), value, "this key is not known and has no effect", _did_you_mean(near))
     else:
         document.problem((*path, key), value, "this key is not known", _did_you_mean(near))
+
+
+def _notice_empty(document: Document) -> None:
+    """Say so where a key that nobody knows has no value, which takes its effect but not its typo away."""
+    for path in document.nulls:
+        section = ".".join(str(part) for part in path[:-1] if not isinstance(part, int))
+        if key_class(section, str(path[-1])) is None:
+            near = _near(str(path[-1]), section)
+            document.notice(path, None, "this key is not known; without a value it has no effect", _did_you_mean(near))
+
+
+def _near(key: str, section: str) -> list[str]:
+    return difflib.get_close_matches(key.lower().replace("-", "_"), known_keys(section), n=2, cutoff=0.6)
 
 
 def _did_you_mean(near: list[str]) -> str:

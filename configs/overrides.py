@@ -16,6 +16,7 @@ from configs.document import COMMAND_LINE, Document, KeyPath
 from configs.errors import Problem
 from configs.keys import key_class
 from configs.schema import RunConfig
+from configs.yaml_file import Loader
 
 SWITCH_VALUES = {"true", "false", "yes", "no", "on", "off", "null"}
 
@@ -135,7 +136,7 @@ def apply_override(document: Document, text: str) -> None:
 
 def _value(raw: str) -> Any:
     try:
-        return yaml.safe_load(raw)
+        return yaml.load(raw, Loader)  # noqa: S506  (a safe loader)
     except (yaml.YAMLError, ValueError, RecursionError):
         return raw
 

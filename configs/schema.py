@@ -18,7 +18,7 @@ Train = Literal["all", "turn", "last", "none"]
 class Section(BaseModel):
     """A part of the configuration: frozen, and strict about unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 def _as_list(value: Any) -> Any:
@@ -348,7 +348,7 @@ class RunConfig(Section):
     adam_epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0: not at all.")
     neftune_noise_alpha: float | None = Field(None, gt=0, description="NEFTune noise on the embeddings.")
-    seed: int = Field(42, ge=0, description="Seed of shuffling, dropout and initialisation.")
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of shuffling, dropout and initialisation.")
 
     # Sharding
     fsdp_config: FsdpConfig | None = Field(None, description="Shard over the processes with FSDP2.")

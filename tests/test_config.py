@@ -100,6 +100,16 @@ def test_null_is_no_key_and_asking_for_nothing_is_accepted(tmp_path: Path) -> No
     assert load(tmp_path, text).notices == ()
 
 
+def test_a_key_that_nobody_knows_is_not_silent_even_without_a_value(tmp_path: Path) -> None:
+    [notice] = load(tmp_path, GOOD + "    splt:\n").notices
+    assert (notice.key, notice.remedy) == ("datasets.0.splt", "Did you mean split?")
+
+
+def test_secrets_are_not_repeated(tmp_path: Path) -> None:
+    [problem] = problems(tmp_path, GOOD + "comet_api_keys: hunter2\n")
+    assert "hunter2" not in str(problem)
+
+
 def test_keys_without_effect_say_so(tmp_path: Path) -> None:
     [notice] = load(tmp_path, GOOD + "dataset_prepared_path: last_run_prepared\n").notices
     assert (notice.key, notice.rule) == ("dataset_prepared_path", "has no effect here")
