@@ -91,7 +91,7 @@ def run_stage(
             present = None if refresh else _usable(stage, context, store, key)  # another process may have made it
             if present is None:
                 parents = {name: upstream[name].key for name in stage.needs}
-                with store.writer(stage.name, inputs, parents) as writer:
+                with store.writer(stage.name, inputs, parents, anew=refresh) as writer:
                     facts = stage.produce(context, upstream, writer)
                     made = writer.commit(facts=facts)
                 return StageResult(stage.name, "ran", time.monotonic() - started, made)

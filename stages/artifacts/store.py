@@ -98,7 +98,10 @@ class ArtifactWriter:
         work: a folder for what the producer wants to find again on its next try.
     """
 
-    def __init__(self, store: Store, stage: str, key: str, inputs: dict[str, Any], parents: dict[str, str]) -> None:
+    def __init__(
+        self, store: Store, stage: str, key: str, inputs: dict[str, Any], parents: dict[str, str], *, anew: bool = False
+    ) -> None:
+        self._store, self._anew = store, anew
         self.work = store.root / WORK / stage / key
         self._folder, self._parts = store.root / stage / key, self.work / PARTS
         self._stage, self._key, self._inputs, self._parents = stage, key, inputs, parents
@@ -109,6 +112,13 @@ class ArtifactWriter:
     def key(self) -> str:
         """Return the key of the artifact that is being made."""
         return self._key
+
+    def earlier(self) -> Iterator[Artifact]:
+        """Yield the complete artifacts of this stage, newest first, whose parts may be used again.
+
+        None if the artifact was asked to be made anew.
+        """
+        return iter(()) if self._anew else reversed([*self._store.artifacts(self._stage)])
 
     def finished(self, name: str) -> dict[str, Any] | None:
         """Return the notes of data file `name` if an earlier try finished it and its bytes are whole, else None."""
@@ -249,13 +259,18 @@ class Store:
         return artifact.damaged(self._sha256)
 
     @contextmanager
-    def writer(self, stage: str, inputs: dict[str, Any], parents: dict[str, str]) -> Iterator[ArtifactWriter]:
-        """Give a writer for the artifact that `inputs` determine. Hold `lock` around it."""
+    def writer(
+        self, stage: str, inputs: dict[str, Any], parents: dict[str, str], *, anew: bool = False
+    ) -> Iterator[ArtifactWriter]:
+        """Give a writer for the artifact that `inputs` determine. Hold `lock` around it.
+
+        With `anew` nothing of other artifacts is used for it.
+        """
         key = digest_of(inputs)
         folder = self.root / stage / key
         if (folder / MANIFEST).exists():  # damaged, or to be made again: it must not be seen while it is rebuilt
             (folder / MANIFEST).unlink()
-        yield ArtifactWriter(self, stage, key, inputs, parents)
+        yield ArtifactWriter(self, stage, key, inputs, parents, anew=anew)
 
     @contextmanager
     def lock(self, stage: str, key: str) -> Iterator[None]:

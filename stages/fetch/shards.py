@@ -1,10 +1,16 @@
 """Shards of raw rows: Parquet files with a column `row`, the JSON text of each row.
 
 Where rows were drawn, a column `number` holds their numbers in the data set; else the facts tell that of the first.
+Where a shard ends is decided by its own rows, so that a data set that grew, or of which a row changed, has the same
+shards everywhere else, and what was made of those can be used again (`stages.tokenize.earlier`):
+
+    before   |a a a a a|b b b b|c c c c c c|
+    after    |a a a a a|b b x b b|c c c c c c|d d
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +24,9 @@ import pyarrow.parquet
 from stages.artifacts import ArtifactWriter
 from stages.errors import TransientError
 
-SHARD_BYTES = 8 << 20  # raw text of a shard; the row that passes it is the shard's last
+SHARD_BYTES = 8 << 20
+"""Raw text of a shard, on average: at least half of it, at most twice as much and a row."""
+
 SHARD_SCHEMA = pa.schema([("row", pa.large_binary())])
 COMPRESSION_LEVEL = 1  # zstd
 
@@ -85,14 +93,19 @@ class Shards:
 
 
 def take(rows: Iterator[bytes]) -> list[bytes]:
-    """Return the rows of one shard."""
-    texts, size = [], 0
+    """Return the rows of one shard: up to the first row behind its least size that ends a shard, or its most size."""
+    texts, size, least, most = [], 0, SHARD_BYTES // 2, SHARD_BYTES * 2
     for row in rows:
         texts.append(row)
         size += len(row)
-        if size >= SHARD_BYTES:
+        if size >= most or (size >= least and _ends_shard(row)):
             break
     return texts
+
+
+def _ends_shard(row: bytes) -> bool:
+    """Return whether a row is the last of its shard, by its bytes alone: each byte ends it with the same chance."""
+    return zlib.crc32(row) * (SHARD_BYTES // 2) < len(row) << 32
 
 
 def write_rows(path: Path, texts: list[bytes], numbers: npt.NDArray[np.int64] | None = None) -> None:

@@ -145,4 +145,4 @@ def _write_drawn(stretch: _Stretch, left: Numbers, shards: Shards) -> Iterator[d
             left = left[len(texts) :]
 
 
-STAGE = Stage("fetch", 1, (), _inputs, _produce)
+STAGE = Stage("fetch", 2, (), _inputs, _produce)

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from stages.errors import ConfigError, DataError, Problem, StageError
 from stages.formats import check_format, format_inputs, is_chat
 from stages.stage import Context, Stage, Upstream
 from stages.templates import TemplateChoice, choose_template
+from stages.tokenize.earlier import MadeShard, adopt, find_earlier, made_of, write_contents
 from stages.tokenize.pool import SOURCE_ROOT, tokenize_shards
 from stages.tokenize.shard import Job, Outcome, Setup
 
@@ -67,8 +68,10 @@ def produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dic
     setup = _setup(context.run, resolved, writer.work / "resolved" / "tokenizer")
     writer.take_folder(writer.work / "resolved")
     tally = _Tally(context, sum(dataset["rows"] for dataset in raw.facts["datasets"]))
-    outcomes = _tokenize(_shards(raw), setup, writer, tally)
+    shards = _shards(raw, STAGE.key_inputs(context, upstream))
+    outcomes = _tokenize(shards, setup, writer, tally)
     _write_rejected(context.run, outcomes, writer)
+    write_contents([shard.made(outcome) for shard, outcome in outcomes], writer)
     tokenizer = {name: resolved[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
     return {**_facts(len(context.run.sources), outcomes), "tokenizer": tokenizer}
 
@@ -78,12 +81,18 @@ STAGE = Stage("tokenize", 3, ("fetch",), inputs, produce)
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard of `fetch`, and the name of the data file that it becomes."""
+    """A shard of `fetch`, the name of the data file that it becomes, and the digest of what this is made of."""
 
     dataset: int
     source: Path
     first_row: int
     name: str
+    made_of: str
+
+    def made(self, outcome: Outcome) -> MadeShard:
+        """Return the tokenized shard."""
+        place = {"file": self.name, "dataset": self.dataset, "first_row": self.first_row}
+        return MadeShard(made_of=self.made_of, outcome=outcome, **place)
 
 
 @dataclass
@@ -185,9 +194,16 @@ def _setup(run: RunConfig, resolved: dict[str, Any], folder: Path) -> Setup:
     )
 
 
-def _shards(raw: Artifact) -> list[_Shard]:
+def _shards(raw: Artifact, inputs: dict[str, Any]) -> list[_Shard]:
+    digests = {entry.path: entry.sha256 for entry in raw.manifest.files}
     return [
-        _Shard(number, raw.path(shard["file"]), shard["first_row"], str(Path(shard["file"]).with_suffix(".arrow")))
+        _Shard(
+            dataset=number,
+            source=raw.path(shard["file"]),
+            first_row=shard["first_row"],
+            name=str(Path(shard["file"]).with_suffix(".arrow")),
+            made_of=made_of(inputs, number, digests[shard["file"]]),
+        )
         for number, dataset in enumerate(raw.facts["datasets"])
         for shard in dataset["shards"]
     ]
@@ -205,6 +221,11 @@ def _tokenize(
             tally.add(outcome.rows_read, outcome.tokens)
             tally.reject(shard.dataset, outcome.rejected)
     left = {shard.name: shard for shard in shards if shard.name not in outcomes}
+    for shard, outcome in _reused(left.values(), writer, tally.context):
+        outcomes[shard.name] = outcome
+        del left[shard.name]
+        tally.add(outcome.rows_read, outcome.tokens)
+        tally.reject(shard.dataset, outcome.rejected)
     processes = setup.run.dataset_num_proc or len(os.sched_getaffinity(0))
     jobs = list(_jobs(left, writer.work / "shards"))
     names = {job.target: name for job, name in zip(jobs, left, strict=True)}
@@ -219,6 +240,22 @@ def _tokenize(
                 tally.context.log(outcome.note)
             tally.reject(job.dataset, outcome.rejected)
     return [(shard, outcomes[shard.name]) for shard in shards]
+
+
+def _reused(shards: Iterable[_Shard], writer: ArtifactWriter, context: Context) -> list[tuple[_Shard, Outcome]]:
+    """Take over what earlier artifacts have of these shards; return those with their outcomes."""
+    wanted = list(shards)
+    earlier = find_earlier([shard.made_of for shard in wanted], writer)
+    taken = []
+    for shard in wanted:
+        if shard.made_of in earlier:
+            artifact, made = earlier[shard.made_of]
+            place = made.at(shard.name, shard.dataset, shard.first_row)
+            if adopt(artifact, made, place, writer, context.digests):
+                taken.append((shard, place.outcome))
+    if taken:
+        context.log(f"{len(taken)} shards are those of earlier runs; {len(wanted) - len(taken)} are tokenized")
+    return taken
 
 
 def _jobs(shards: dict[str, _Shard], folder: Path) -> Iterator[Job]:
