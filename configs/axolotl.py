@@ -20,12 +20,12 @@ def spread(groups: Mapping[str, str]) -> dict[str, str]:
 
 
 _TRACKING = "experiment trackers are not connected yet; metrics are in output_dir/metrics.jsonl and report.html"
-_STORE = "prepared data is kept in artifact_store under a content key, so it needs no folder of its own"
+_STORE = "prepared data is kept in artifact_store under a content key, in memory-mapped shards"
 
 WITHOUT_EFFECT: dict[str, str] = spread(
     {
         # data
-        _STORE: "dataset_prepared_path dataset_keep_in_memory num_dataset_shards_to_save",
+        _STORE: "dataset_keep_in_memory num_dataset_shards_to_save",
         "rows are always prepared before training, by a stage of their own": "is_preprocess preprocess_iterable",
         "fetch streams in constant memory": "streaming_multipack_buffer_size pretrain_multipack_buffer_size",
         "packed samples are always isolated from each other": "pretrain_multipack_attn",
@@ -71,6 +71,7 @@ WITHOUT_EFFECT: dict[str, str] = spread(
             "device device_map world_size local_rank ddp ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers "
             "accelerator_config use_ray ray_run_name ray_num_workers resources_per_worker"
         ),
+        "FSDP shards over all processes": "dp_shard_size",
         "every trained parameter takes part in every step": "ddp_find_unused_parameters",
         "memory is the allocator's business": "torch_empty_cache_steps gc_collect_steps gc_steps",
         "norms are computed in float32 under mixed precision": "fp32_norms fp32_norm_classes embeddings_skip_upcast",
@@ -79,7 +80,7 @@ WITHOUT_EFFECT: dict[str, str] = spread(
         "a run always continues from its newest complete checkpoint": "auto_resume_from_checkpoints",
         "weights are always written as safetensors": "save_safetensors",
         "tokens per second are always in metrics.jsonl": "include_tokens_per_second include_tkps",
-        "axolotl's own bookkeeping": "axolotl_config_path strict",
+        "axolotl's own bookkeeping": "axolotl_config_path",
         _TRACKING: (
             "wandb_project wandb_entity wandb_name wandb_watch wandb_log_model wandb_run_id wandb_mode use_wandb "
             "use_mlflow mlflow_experiment_name mlflow_tracking_uri mlflow_run_name hf_mlflow_log_artifacts "
@@ -120,13 +121,11 @@ WITHOUT_EFFECT: dict[str, str] = spread(
         "part of spectrum": "spectrum_top_fraction spectrum_model_name",
         "part of shrink_embeddings and vocabulary growth": "mean_resizing_embeddings",
         "quantised weights are sharded without it": "qlora_sharded_model_loading",
-        "the keys of a plugin are read without it": "plugins",
     }
 )
 
 _PREFERENCE = "only supervised fine-tuning is done here; use a library for preference training"
-_QUANTISED = "set adapter: qlora and load_in_4bit: true, on a base model that is not quantised"
-_PARALLEL = "remove it; lower sequence_len, or shard with fsdp_config"
+_QUANTISED = "name the model with ordinary weights as base_model; adapter: qlora and load_in_4bit: true quantise it"
 _TARGETS = "use lora_target_modules, a list of names or one regular expression"
 _OPTIMIZER = "remove it; use an optimizer that transformers names, such as adamw_torch_fused"
 
@@ -134,11 +133,17 @@ REFUSED: dict[str, str] = spread(
     {
         _PREFERENCE: "rl reward_model process_reward_model",
         "only text is trained here; use a text-only base_model": "processor_type",
-        _QUANTISED: (
-            "gptq model_quantization_config use_onebitllms qat quantization quantize_moe_experts "
-            "llama4_linearized_experts"
+        _QUANTISED: "gptq use_onebitllms",
+        "train with adapter: qlora, or in bf16 and quantise the published model": "qat quantization",
+        "name a copy of the model with weights in bf16 as base_model": "model_quantization_config",
+        "remove it; experts stay in bf16, and `sft plan` says what that takes": "quantize_moe_experts",
+        "name the original model as base_model; its experts need no other form": "llama4_linearized_experts",
+        "remove it; for long sequences set gradient_checkpointing: offload, or lower sequence_len": (
+            "context_parallel_size"
         ),
-        _PARALLEL: "context_parallel_size tensor_parallel_size dp_shard_size dp_replicate_size expert_parallel_size",
+        "remove it; fsdp_config shards the weights, experts too, over all processes": (
+            "tensor_parallel_size dp_replicate_size expert_parallel_size"
+        ),
         "remove it; a run always continues from its newest complete checkpoint": "resume_from_checkpoint",
         "use datasets with type: completion": "pretraining_dataset pretraining_sample_concatenation",
         "use datasets; fetch reads in constant memory anyway": "streaming",
@@ -150,8 +155,10 @@ REFUSED: dict[str, str] = spread(
         "use sequence_len and sample_packing": "max_packed_sequence_len",
         "put the text into a system message of the data, or use chat_template_jinja": "default_system_message",
         "use special_tokens.additional_special_tokens": "tokens added_tokens_overrides",
-        "use a tokenizer with a tokenizer.json (tokenizer_config)": "tokenizer_use_mistral_common",
-        "change the base model's config.json, or name a base model that has it": (
+        "remove it; the model's tokenizer.json is used, or that of another model by tokenizer_config": (
+            "tokenizer_use_mistral_common"
+        ),
+        "write it into config.json of a copy of the base model (a loss of its routers is never added)": (
             "rope_scaling model_config overrides_of_model_config model_kwargs overrides_of_model_kwargs "
             "base_model_config cls_model_config"
         ),
@@ -160,19 +167,20 @@ REFUSED: dict[str, str] = spread(
         ),
         "remove it; training starts from the weights of base_model": "reinit_weights",
         _TARGETS: ("peft_layer_replication peft_trainable_token_indices"),
-        "remove it; a plain LoRA (lora_r, lora_alpha) is trained": ("peft relora jagged_restart_steps lisa_n_layers"),
+        "remove it; the keys lora_* and peft_* say what the adapter is": "peft",
+        "remove it; for more than one adapter learns, raise lora_r or train in full": "relora jagged_restart_steps",
+        "name the layers that are trained in unfrozen_parameters": "lisa_n_layers",
         "use lr_scheduler: one_cycle and lr_scheduler_kwargs: {div_factor: 25}": "lr_div_factor",
         "set micro_batch_size; `sft plan` says what fits": "auto_find_batch_size",
         "use bf16: true": "fp8",
-        "use bf16: full": "bfloat16",
-        "use fp16: true": "float16",
-        "use bf16: false and fp16: false": "float32",
         "use gradient_checkpointing: true": "selective_checkpointing dynamic_checkpoint",
         "remove it; `sft plan` says what fits": "max_memory gpu_memory_limit",
         "use attn_implementation: sdpa": "s2_attention scaling_softmax",
         "remove it; the same result without it": "flash_attn_rms_norm",
         "remove it; plain cross-entropy is the loss": "use_eaft use_pose",
-        "remove it": "torch_compile diffusion llmcompressor",
+        "remove it": "torch_compile",
+        "remove it; models are trained to predict the next token": "diffusion",
+        "name a dense model as base_model, and compress the published one": "llmcompressor",
         "remove it; the Trainer is this project's": "trainer_cls",
         "publish to a folder or fsspec URL: publish: s3://bucket/model": "hub_model_id hub_strategy hub_revision",
         "remove it; watch eval_loss in metrics.jsonl": (
@@ -202,14 +210,17 @@ ALIASES: dict[str, tuple[str, str | None]] = {
     "revision_of_model": ("model_revision", None),
     "liger_swiglu": ("liger_glu_activation", None),
     "eval_table_size": ("generate_samples", "true"),
+    "dataset_prepared_path": ("artifact_store", None),
     "eval_max_new_tokens": ("generation_max_new_tokens", None),
 }
+
+GIVES_WAY = {"dataset_prepared_path"}
+"""Old keys beside which the new one may stand, and holds."""
 
 NEUTRAL: dict[str, object] = {
     # values that ask for nothing
     "context_parallel_size": 1,
     "tensor_parallel_size": 1,
-    "dp_shard_size": 1,
     "dp_replicate_size": 1,
     "expert_parallel_size": 1,
     "gpu_memory_limit": 0,
@@ -217,6 +228,9 @@ NEUTRAL: dict[str, object] = {
 
 READ_INTO: dict[str, str] = {
     # key -> the key that a reader of its own fills from it
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "float32": "bf16",
     "fsdp": "fsdp_config",
     "fsdp_version": "fsdp_config",
     "fsdp_final_state_dict_type": "fsdp_config",
@@ -226,5 +240,6 @@ PLUGINS: dict[str, str] = {
     # what may stand under `plugins:` -> the key that it turns on
     "axolotl.integrations.liger.LigerPlugin": "",
     "axolotl.integrations.kernels.KernelsPlugin": "",
+    "axolotl.integrations.swanlab.SwanLabPlugin": "",
     "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin": "cut_cross_entropy",
 }

@@ -32,6 +32,7 @@ class Document:
         values: the content, with command-line overrides.
         places: path of a key -> `file:line:column`, or the command line.
         file: the file's name as it was given.
+        keys: the keys at the top of the file.
         problems: what is wrong; any of them refuses the document.
         notices: what is accepted, but not as it might be meant.
         nulls: keys that stood there without a value.
@@ -40,6 +41,7 @@ class Document:
     values: dict[str, Any]
     places: dict[KeyPath, str]
     file: str
+    keys: frozenset[str] = frozenset()
     problems: list[Problem] = field(default_factory=list)
     notices: list[Problem] = field(default_factory=list)
     nulls: list[KeyPath] = field(default_factory=list)
@@ -100,6 +102,7 @@ def _parse(file: str, content: str) -> Document:
         _index(document, node)
         if not document.problems:
             document.values = loader.construct_document(node)
+            document.keys = frozenset(document.values)
         return document
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError([syntax_problem(file, content, error)]) from error

@@ -72,7 +72,7 @@ def _explain_value(document: Document, details: ErrorDetails) -> None:
     elif details["type"] == "missing":
         document.problem(path, None, "this key is required", f"Add it. {description}")
     else:
-        document.problem(path, details["input"], _rule(details, message), f"{_hint(details)}{description}")
+        document.problem(path, details["input"], _rule(details, message), f"{_hint(details, path)}{description}")
 
 
 _EXPECTED = {
@@ -90,9 +90,11 @@ def _rule(details: ErrorDetails, message: str) -> str:
     return re.sub(r"^Input", "it", message).partition(", unable")[0].partition(", got")[0]
 
 
-def _hint(details: ErrorDetails) -> str:
+def _hint(details: ErrorDetails, path: KeyPath) -> str:
     """Return what is meant, where it can be guessed."""
     given = details["input"]
+    if path == ("warmup_steps",) and details["type"] == "int_from_float":
+        return f"Did you mean warmup_ratio: {given}? "
     if details["type"] == "string_type" and isinstance(given, int | float):
         return f"Put it in quotes: '{given}'. "
     if details["type"] in ("tuple_type", "list_type") and isinstance(given, dict):

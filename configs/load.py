@@ -10,12 +10,14 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from configs.axolotl import ALIASES, NEUTRAL, PLUGINS
+from configs.axolotl import ALIASES, GIVES_WAY, NEUTRAL, PLUGINS
 from configs.document import Document, KeyPath, dotted, drop_nulls, in_order, read_document
 from configs.errors import ConfigError, Problem
 from configs.explain import explain
 from configs.keys import Kind, key_class, known_keys, section_model
+from configs.other_names import OTHER_NAMES
 from configs.overrides import apply_override
+from configs.precision import read_precision
 from configs.schema import DatasetConfig, RunConfig
 from configs.sharding import FSDP_KEYS, read_deepspeed, read_fsdp
 
@@ -65,7 +67,9 @@ def load_run(path: Path, overrides: Sequence[str] = (), *, lenient: bool = False
         apply_override(document, override)
     drop_nulls(document)
     uses = tuple(_uses(document.values, RunConfig, ""))
+    _check_strict(document, overrides)
     _read_plugins(document)
+    read_precision(document)
     _classify(document)
     _read_sharding(document, path.resolve().parent)
     _classify_sections(document, lenient=lenient)
@@ -95,14 +99,26 @@ def _uses(values: dict[str, Any], model: type[BaseModel], section: str) -> Itera
 
 def _read_plugins(document: Document) -> None:
     """Turn on what a listed plugin turns on, and refuse those that would do something else."""
-    listed = document.values.pop("plugins", [])
+    listed = document.values.get("plugins", [])
     for position, name in enumerate(listed if isinstance(listed, list) else [listed]):
-        path: KeyPath = ("plugins", position)
+        if not isinstance(name, str):
+            continue  # the schema says that it should be text
         if name not in PLUGINS:
-            remedy = f"Remove it. Understood are: {', '.join(PLUGINS)}."
-            document.problem(path, name, "code of this plugin is not run here", remedy)
-        elif PLUGINS[name] and PLUGINS[name] in RunConfig.model_fields:
+            remedy = f"Remove it. Understood are {', '.join(known.rpartition('.')[2] for known in PLUGINS)}."
+            document.problem(("plugins", position), name, "code of this plugin is not run here", remedy)
+        elif PLUGINS[name] in RunConfig.model_fields:
             document.values.setdefault(PLUGINS[name], True)
+
+
+def _check_strict(document: Document, overrides: Sequence[str]) -> None:
+    """Refuse overrides of keys that are not in the file where it says `strict: true`."""
+    if document.values.get("strict") is not True:
+        return
+    for override in overrides:
+        key = override.partition("=")[0].split(".")[0]
+        if key not in document.keys:
+            rule = "with strict: true only keys of the file can be overridden"
+            document.problem((key,), None, rule, "Add it to the file, or remove strict.")
 
 
 def _classify(document: Document) -> None:
@@ -175,6 +191,8 @@ def _notice_empty(document: Document) -> None:
 
 
 def _near(key: str, section: str) -> list[str]:
+    if not section and key in OTHER_NAMES:
+        return [OTHER_NAMES[key]]
     return difflib.get_close_matches(key.lower().replace("-", "_"), known_keys(section), n=2, cutoff=0.6)
 
 
@@ -185,6 +203,9 @@ def _did_you_mean(near: list[str]) -> str:
 def _replace_alias(document: Document, old: str, value: Any) -> None:
     new, stands_for = ALIASES[old]
     replacement = value if stands_for is None else stands_for
+    if new in document.values and old in GIVES_WAY:
+        document.notice((old,), value, f"has no effect beside {new}", "Remove it.")
+        return
     if new in document.values and document.values[new] != replacement:
         document.problem((old,), value, f"{old} is an old name for {new}, and both are given", f"Remove {old}.")
         return
@@ -218,7 +239,9 @@ def _read_sharding(document: Document, folder: Path) -> None:
     if not isinstance(name, str):
         return
     try:
-        document.values["deepspeed"] = read_deepspeed(name, folder)
+        document.values["deepspeed"], said = read_deepspeed(name, folder)
+        if said:
+            document.notice(("deepspeed",), name, said, "")
     except ValueError as error:
         rule, _, remedy = str(error).partition("; ")
         document.problem(("deepspeed",), name, rule, f"{remedy[:1].upper()}{remedy[1:]}.")

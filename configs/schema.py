@@ -398,6 +398,12 @@ class RunConfig(Section):
     save_total_limit: int = Field(4, ge=1, description="Checkpoints that are kept.")
     output_dir: str = Field("./model-out", description="Receives the final files of the run.")
 
+    # The file itself
+    plugins: Strings = Field(
+        (), description="axolotl's plugins whose keys are used; their keys are read without it as well."
+    )
+    strict: bool = Field(False, description="Only keys of the file can be overridden on the command line.")
+
     # Our own
     artifact_store: str = Field("./artifacts", description="Folder of the artifact store. Our own key.")
     launcher: LauncherConfig = Field(LauncherConfig(), description="How training is started. Our own key.")

@@ -12,6 +12,28 @@ _FSDP1_ONLY = ("backward_prefetch", "forward_prefetch", "sync_module_states", "u
 _RESHARDS = {"FULL_SHARD": True, "1": True, "SHARD_GRAD_OP": False, "2": False}
 
 
+_OFFLOAD = {"device": "cpu", "pin_memory": True}
+_ZERO3: dict[str, Any] = {
+    "stage": 3,
+    "overlap_comm": True,
+    "contiguous_gradients": True,
+    "reduce_bucket_size": "auto",
+    "stage3_prefetch_bucket_size": "auto",
+    "stage3_param_persistence_threshold": "auto",
+    "stage3_gather_16bit_weights_on_model_save": True,
+}
+_ZERO: dict[str, dict[str, Any]] = {
+    "zero1": {"stage": 1, "overlap_comm": True},
+    "zero2": {"stage": 2, "overlap_comm": True, "contiguous_gradients": True},
+    "zero3": _ZERO3,
+    "zero3_bf16": _ZERO3,
+    "zero3_bf16_cpuoffload_params": {**_ZERO3, "offload_param": _OFFLOAD},
+    "zero3_bf16_cpuoffload_all": {**_ZERO3, "offload_param": _OFFLOAD, "offload_optimizer": _OFFLOAD},
+}
+DEEPSPEED_PRESETS = {name: {"zero_optimization": zero} for name, zero in _ZERO.items()}
+"""What axolotl brings as deepspeed_configs/NAME.json; batch sizes, precision and clipping are those of the run."""
+
+
 @dataclass(frozen=True)
 class Fsdp:
     """What a configuration says of FSDP, in the words of FSDP2.
@@ -76,16 +98,24 @@ def _take_word(word: str, config: dict[str, Any], problems: list[tuple[str, Any,
         )
 
 
-def read_deepspeed(name: str, folder: Path) -> dict[str, Any]:
-    """Return DeepSpeed's configuration from a JSON file, looked for from here, then in `folder`.
+def read_deepspeed(name: str, folder: Path) -> tuple[dict[str, Any], str]:
+    """Return DeepSpeed's configuration and what to say of where it is from.
+
+    It is a JSON file, looked for from here, then in `folder`; where it is not there, the settings that axolotl brings
+    under the file's name.
 
     Raises:
         ValueError: "rule; remedy".
     """
     path = next((path for path in (Path(name), folder / name) if path.is_file()), None)
     if path is None:
+        preset = Path(name).name.removesuffix(".json").removesuffix("_torch_compile")
+        if preset in DEEPSPEED_PRESETS:
+            stage = DEEPSPEED_PRESETS[preset]["zero_optimization"]["stage"]
+            return DEEPSPEED_PRESETS[preset], f"there is no such file; ZeRO-{stage} is set as {preset} does in axolotl"
         raise ValueError(
-            "there is no such file; write it, or give its content: deepspeed: {zero_optimization: {stage: 2}}"
+            f"there is no such file; write it, or name a preset: {', '.join(DEEPSPEED_PRESETS)}, or give its content: "
+            "deepspeed: {zero_optimization: {stage: 2}}"
         )
     try:
         content = json.loads(path.read_bytes())
@@ -93,4 +123,4 @@ def read_deepspeed(name: str, folder: Path) -> dict[str, Any]:
         raise ValueError(f"it is not JSON ({error}); mend the file") from error
     if not isinstance(content, dict):
         raise ValueError('the file does not hold a JSON object; begin with {"zero_optimization": {"stage": 2}}')
-    return content
+    return content, ""

@@ -111,9 +111,65 @@ def test_secrets_are_not_repeated(tmp_path: Path) -> None:
 
 
 def test_keys_without_effect_say_so(tmp_path: Path) -> None:
-    [notice] = load(tmp_path, GOOD + "dataset_prepared_path: last_run_prepared\n").notices
-    assert (notice.key, notice.rule) == ("dataset_prepared_path", "has no effect here")
+    [notice] = load(tmp_path, GOOD + "dataset_keep_in_memory: true\n").notices
+    assert (notice.key, notice.rule) == ("dataset_keep_in_memory", "has no effect here")
     assert "artifact_store" in notice.remedy
+
+
+def test_prepared_data_are_where_the_file_says(tmp_path: Path) -> None:
+    loaded = load(tmp_path, GOOD + "dataset_prepared_path: prepared\n")
+    assert (loaded.run.artifact_store, loaded.notices[0].key) == ("prepared", "dataset_prepared_path")
+    assert load(tmp_path, GOOD + "dataset_prepared_path: old\nartifact_store: new\n").run.artifact_store == "new"
+
+
+def test_the_names_of_other_tools_are_told_here(tmp_path: Path) -> None:
+    found = {p.key: p.remedy for p in problems(tmp_path, GOOD + "per_device_train_batch_size: 4\neta_min: 1e-6\n")}
+    assert found["per_device_train_batch_size"] == "Did you mean micro_batch_size?"
+    assert "cosine_with_min_lr" in found["eta_min"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "bf16", "fp16"),
+    [
+        ("bfloat16: true\nbf16: true\n", "full", False),
+        ("float16: true\nbf16: false\nfp16: false\n", False, True),
+        ("float16: true\nbf16: auto\n", False, True),
+        ("float32: true\n", False, False),
+    ],
+)
+def test_old_names_of_precisions(tmp_path: Path, extra: str, bf16: object, fp16: bool) -> None:
+    loaded = load(tmp_path, GOOD + extra)
+    assert (loaded.run.bf16, loaded.run.fp16, len(loaded.notices)) == (bf16, fp16, 1)
+
+
+def test_precisions_exclude_each_other_by_any_name(tmp_path: Path) -> None:
+    assert "float16 and bf16 exclude" in problems(tmp_path, GOOD + "float16: true\nbf16: true\n")[0].rule
+    assert len(problems(tmp_path, GOOD + "float16: true\nbfloat16: true\n")) == 2
+
+
+def test_strict_lets_only_keys_of_the_file_be_overridden(tmp_path: Path) -> None:
+    text = GOOD + "strict: true\nseed:\n"
+    assert load(tmp_path, text, "seed=1", "learning_rate=1").run.seed == 1
+    [problem] = problems(tmp_path, text, "max_steps=3")
+    assert (problem.key, problem.place) == ("max_steps", "command line")
+
+
+def test_deepspeed_files_of_the_original_need_not_be_there(tmp_path: Path) -> None:
+    loaded = load(tmp_path, GOOD + "deepspeed: deepspeed_configs/zero3_bf16_cpuoffload_all.json\n")
+    zero = (loaded.run.deepspeed or {})["zero_optimization"]
+    assert (zero["stage"], zero["offload_optimizer"]["device"]) == (3, "cpu")
+    assert "ZeRO-3" in loaded.notices[0].rule
+    assert "zero3_bf16" in problems(tmp_path, GOOD + "deepspeed: mine.json\n")[0].remedy
+    (tmp_path / "zero2.json").write_text('{"zero_optimization": {"stage": 1}}')
+    assert load(tmp_path, GOOD + "deepspeed: zero2.json\n").run.sharding == "zero1"
+
+
+def test_a_plugin_turns_its_keys_on_and_they_work_without_it(tmp_path: Path) -> None:
+    plugin = "axolotl.integrations.liger.LigerPlugin"
+    loaded = load(tmp_path, GOOD + f"plugins: [{plugin}]\nliger_rope: true\n")
+    assert loaded.run.plugins == (plugin,)
+    assert [use.kind for use in loaded.keys if use.key == "plugins"] == ["acted on"]
+    assert load(tmp_path, GOOD + "liger_rope: true\n").run == loaded.run.model_copy(update={"plugins": ()})
 
 
 def test_old_names_are_read(tmp_path: Path) -> None:
