@@ -10,11 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from configs.secrets import redacted
+
 
 class SftError(Exception):
-    """An error whose text is meant for the user: where, what was found, what was expected, what to do."""
+    """An error whose text is meant for the user: where, what was found, what was expected, what to do.
+
+    The text holds no secrets: URLs in it have lost their user part and query, whoever put them there.
+    """
 
     exit_code = 1
+
+    def __init__(self, text: str) -> None:
+        super().__init__(redacted(text))
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,10 @@ class Problem:
     value: str
     rule: str
     remedy: str
+
+    def __post_init__(self) -> None:
+        for name in ("value", "rule", "remedy"):
+            object.__setattr__(self, name, redacted(getattr(self, name)))
 
     def __str__(self) -> str:
         found = f" = {self.value}" if self.value else ""

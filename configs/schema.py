@@ -8,7 +8,18 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PositiveInt,
+    model_validator,
+)
+
+from configs.secrets import redacted
 
 SHORT_NAMES = {"flash": "flash_attention_2", "flex": "flex_attention", "sdp": "sdpa"}
 
@@ -35,6 +46,24 @@ def _as_pairs(value: Any) -> Any:
     return {name.strip(): word.strip() for name, _, word in (pair.partition("=") for pair in value.split(",")) if name}
 
 
+def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
+    block = options.get("block")
+    if block is not None and (not isinstance(block, str) or block.count("/") != 1):
+        raise ValueError("block names a Prefect block as type/name; write, for example, block: secret/training-data")
+    return options
+
+
+StorageOptions = Annotated[dict[str, Any], AfterValidator(_checked_options), Field(exclude=True, repr=False)]
+"""How to reach a place behind a URL. May hold secrets: it is in no key, and dumped and shown nowhere."""
+Place = Annotated[str, PlainSerializer(redacted, return_type=str)]
+"""A path or URL; dumped without the secrets that a URL may hold."""
+Places = Annotated[Strings, PlainSerializer(lambda names: [redacted(name) for name in names], return_type=list)]
+OPTIONS_HELP = (
+    "How to reach %s: endpoint_url, region, profile, anonymous, block (Prefect block, type/name), and what the fsspec "
+    "file system knows. Credentials come from the usual chains. Never written anywhere."
+)
+
+
 class PromptConfig(Section):
     """A user-defined instruction format: `type:` given as a dictionary."""
 
@@ -51,12 +80,16 @@ class PromptConfig(Section):
 class DatasetConfig(Section):
     """One data set: where its rows are, and how a row becomes text and a label mask."""
 
-    path: str = Field(description="Hub id, or a local file or folder.")
+    path: Place = Field(description="Hub id, or a file, folder or pattern: local, s3://, gs://, https://.")
+    storage_options: StorageOptions = Field({}, description=OPTIONS_HELP % "path")
     type: str | PromptConfig = Field(description="Format of a row: chat_template, alpaca, input_output, completion.")
     split: str | None = Field(None, description="Split to read, with slices (`train[:20%]`); default train.")
     name: str | None = Field(None, description="Configuration name of a Hub data set.")
     revision: str | None = Field(None, description="Branch, tag or commit of a Hub data set; pinned to its commit.")
-    data_files: Strings = Field((), description="Files to read, relative to `path` when that is a folder or Hub id.")
+    data_files: Places = Field((), description="Files to read, relative to `path` when that is a folder or Hub id.")
+    max_decompression_ratio: float = Field(
+        200.0, gt=0, description="Bytes that a byte of a compressed file may become, beyond the first 64 MiB."
+    )
     ds_type: Literal["json", "csv", "parquet", "arrow", "text"] | None = Field(
         None, description="Format of the files; default: by their extension."
     )
@@ -107,6 +140,11 @@ class DatasetConfig(Section):
                     f"{old}: {value!r} contradicts message_property_mappings.{prop}: {mapped!r}; keep the mapping"
                 )
         return self
+
+    @property
+    def shown(self) -> str:
+        """Return `path` as people and files may see it: without the secrets that a URL may hold."""
+        return redacted(self.path)
 
     @property
     def message_properties(self) -> dict[str, str]:
@@ -192,6 +230,7 @@ class PublishConfig(Section):
     """Where the finished model goes."""
 
     to: str = Field(description="Folder or fsspec URL (s3://, gs://, memory excluded) that receives the model.")
+    storage_options: StorageOptions = Field({}, description=OPTIONS_HELP % "the target")
 
 
 StateDictType = Literal["FULL_STATE_DICT", "SHARDED_STATE_DICT"]
@@ -235,9 +274,14 @@ class RunConfig(Section):
     """A whole run."""
 
     # Model and tokenizer
-    base_model: str = Field(description="Hub id or folder of the model that is trained.")
+    base_model: Place = Field(description="Hub id or folder (local, s3://, gs://) of the model, or a .gguf file.")
+    base_model_storage_options: StorageOptions = Field({}, description=OPTIONS_HELP % "base_model")
+    gguf_file: str | None = Field(None, description="GGUF file of base_model to train from; needs sft-flow[gguf].")
+    allow_pickled_weights: bool = Field(
+        False, description="Load weights from pickles (*.bin, *.pt), which can run code, where there is no safetensors."
+    )
     model_revision: str | None = Field(None, description="Branch, tag or commit of the base model on the Hub.")
-    tokenizer_config: str | None = Field(None, description="Hub id or folder of the tokenizer; default: base_model.")
+    tokenizer_config: Place | None = Field(None, description="Hub id or folder of the tokenizer; default: base_model.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the base model.")
     special_tokens: SpecialTokensConfig = Field(SpecialTokensConfig(), description="Special tokens to set.")
 

@@ -64,8 +64,12 @@ class Stage:
 
     def key_inputs(self, context: Context, upstream: Upstream) -> dict[str, Any]:
         """Return everything that determines this stage's result, in clear."""
+        return self.key_of(self.inputs(context, upstream), upstream)
+
+    def key_of(self, inputs: dict[str, Any], upstream: Upstream) -> dict[str, Any]:
+        """Return `inputs` with what every stage adds to them."""
         parents = {name: upstream[name].digest for name in self.needs}
-        return {"stage": self.name, "version": self.version, "upstream": parents, **self.inputs(context, upstream)}
+        return {"stage": self.name, "version": self.version, "upstream": parents, **inputs}
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import BinaryIO, Literal, TypeVar, get_args
 
-import pyarrow as pa
-
+from stages.fetch.origins import FileOrigin
 from stages.fetch.problems import DatasetProblemError
+from stages.fetch.unpacking import Unpacking
 
 Format = Literal["json", "csv", "parquet", "arrow", "text"]
 
@@ -24,8 +24,7 @@ FORMATS: dict[str, Format] = {
     ".arrow": "arrow",
     ".txt": "text",
 }
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-BUFFER = 1 << 20  # bytes
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 
 
 @dataclass(frozen=True)
@@ -33,18 +32,25 @@ class DataFile:
     """A file of rows.
 
     Attributes:
-        path: where it is.
+        origin: where it is, and how it comes to this machine.
         format: how its rows are written.
         lines: json only: one row a line for certain; False: to be found out from the content.
-        compression: None, or a codec of pyarrow.
+        compression: None, or a codec.
         delimiter: csv only.
+        most_ratio: bytes that a byte of the compressed file may become.
     """
 
-    path: Path
+    origin: FileOrigin
     format: Format
     lines: bool = False
     compression: str | None = None
     delimiter: str = ","
+    most_ratio: float = 200.0
+
+    @property
+    def shown(self) -> str:
+        """Return where it is, for people."""
+        return self.origin.shown
 
     @property
     def reading(self) -> dict[str, str | bool | None]:
@@ -57,11 +63,12 @@ class DataFile:
         return reading
 
     def open(self) -> BinaryIO:
-        """Return the uncompressed bytes as a stream."""
-        if self.compression is None:
-            return self.path.open("rb", buffering=BUFFER)
-        stream = pa.CompressedInputStream(pa.OSFile(str(self.path), "rb"), self.compression)
-        return io.BufferedReader(stream, BUFFER)
+        """Return the uncompressed bytes as a stream, of no more bytes than `most_ratio` allows."""
+        return Unpacking(self.compression, self.most_ratio).open(self.origin.bring())
+
+    def whole(self) -> AbstractContextManager[Path]:
+        """Give the uncompressed bytes as a file, for formats that are read from their end."""
+        return Unpacking(self.compression, self.most_ratio).whole(self.origin.bring())
 
 
 Splits = dict[str, tuple[DataFile, ...]]
@@ -69,30 +76,39 @@ Splits = dict[str, tuple[DataFile, ...]]
 Files = TypeVar("Files")
 
 
-def format_of(path: Path) -> Format | None:
+@dataclass(frozen=True)
+class Reading:
+    """What the configuration says about all files of a data set: their format, and how far they may unfold."""
+
+    ds_type: Format | None
+    most_ratio: float
+
+
+def format_of(name: str | PurePath) -> Format | None:
     """Return the format that a file's name tells, else None."""
-    return FORMATS.get(_suffixes(path)[0])
+    return FORMATS.get(_suffixes(name)[0])
 
 
-def data_file(path: Path, ds_type: Format | None) -> DataFile:
+def data_file(origin: FileOrigin, reading: Reading) -> DataFile:
     """Return the file with the format of its name, or with `ds_type`.
 
     Raises:
         DatasetProblemError: the name tells no format, and no `ds_type` is given.
     """
-    suffix, compression = _suffixes(path)
-    found = ds_type or FORMATS.get(suffix)
+    suffix, compression = _suffixes(origin.name)
+    found = reading.ds_type or FORMATS.get(suffix)
     if found is None:
         known = f"{', '.join(FORMATS)}, also with {', '.join(COMPRESSIONS)}"
-        rule = f"the name of {path.name} does not tell its format (known: {known})"
+        rule = f"the name of {origin.name} does not tell its format (known: {known})"
         raise DatasetProblemError("ds_type", rule, f"Set ds_type: {', '.join(get_args(Format))}.")
     lines = suffix in {".jsonl", ".ndjson"}
-    return DataFile(path, found, lines, COMPRESSIONS.get(compression), "\t" if suffix == ".tsv" else ",")
+    delimiter = "\t" if suffix == ".tsv" else ","
+    return DataFile(origin, found, lines, COMPRESSIONS.get(compression), delimiter, reading.most_ratio)
 
 
-def _suffixes(path: Path) -> tuple[str, str]:
+def _suffixes(path: str | PurePath) -> tuple[str, str]:
     """Return (suffix that tells the format, suffix of the compression or ""), in small letters."""
-    name = Path(path.name.lower())
+    name = PurePosixPath(PurePosixPath(path).name.lower())
     return (Path(name.stem).suffix, name.suffix) if name.suffix in COMPRESSIONS else (name.suffix, "")
 
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from threading import Event
 from typing import Any
 
 import huggingface_hub
@@ -15,8 +16,11 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from configs.schema import DatasetConfig
 from stages.artifacts import FileDigests
 from stages.errors import TransientError
-from stages.fetch.files import DataFile, Splits, checked, data_file
+from stages.fetch.files import DataFile, Reading, Splits, checked, data_file
 from stages.fetch.problems import DatasetProblemError
+from stages.remote.failures import is_of_a_client, said
+from stages.remote.objects import leaves_folder
+from stages.remote.patience import FINDING, READING
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FILE = re.compile(r"hf://datasets/(?P<repo>[^@]+)@(?P<commit>[0-9a-f]{40})/(?P<path>.+)")
@@ -39,18 +43,14 @@ class HubOrigin:
         }
 
     def splits(self, names: list[str]) -> Splits:
-        """Return the files of the splits `names`, downloaded into the Hub's cache on this machine.
+        """Return the files of the splits `names`; each is downloaded when it is its turn to be read.
 
         Raises:
             DatasetProblemError: the repository has no such split, configuration or files.
             TransientError: the Hub cannot be reached now.
         """
         urls = checked(names, self._urls())
-        return {name: tuple(self._download(url) for url in urls[name]) for name in names}
-
-    def changeable(self, names: list[str]) -> list[Path]:
-        """Return nothing: the files of a commit do not change."""
-        return []
+        return {name: tuple(self._file(url) for url in urls[name]) for name in names}
 
     def _urls(self) -> dict[str, list[str]]:
         import datasets  # takes a second: only who reads from the Hub waits for it
@@ -64,16 +64,53 @@ class HubOrigin:
             )
         return {str(name): list(urls) for name, urls in (builder.config.data_files or {}).items()}
 
-    def _download(self, url: str) -> DataFile:
+    def _file(self, url: str) -> DataFile:
         match = FILE.fullmatch(url)
-        if match is None:
+        if match is None or leaves_folder(match["path"]):
             rule = f"{url} is not a plain file of a data set on the Hub"
             raise DatasetProblemError("path", rule, "Unpack it, or name other files with data_files.")
+        origin = HubFile(match["repo"], match["commit"], match["path"], self.dataset)
+        return data_file(origin, Reading(self.dataset.ds_type, self.dataset.max_decompression_ratio))
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a commit of a data set on the Hub."""
+
+    repo: str
+    commit: str
+    path: str
+    dataset: DatasetConfig
+
+    @property
+    def name(self) -> str:
+        """Return its last name."""
+        return PurePosixPath(self.path).name
+
+    @property
+    def shown(self) -> str:
+        """Return repository and path."""
+        return f"{self.repo}/{self.path}"
+
+    def content(self, digests: FileDigests) -> dict[str, Any]:
+        """Return its commit and path."""
+        return {"hub": self.repo, "commit": self.commit, "path": self.path}
+
+    def bring(self, stopped: Event | None = None) -> Path:
+        """Return it in the Hub's cache on this machine; a download continues where the last try was."""
         with _hub_errors(self.dataset):
-            path = huggingface_hub.hf_hub_download(
-                match["repo"], match["path"], repo_type="dataset", revision=match["commit"]
-            )
-        return data_file(Path(path), self.dataset.ds_type)
+            return Path(READING.call(self._download))
+
+    def _download(self) -> str:
+        path: str = huggingface_hub.hf_hub_download(self.repo, self.path, repo_type="dataset", revision=self.commit)
+        return path
+
+    def release(self) -> None:
+        """Do nothing: the cache is the Hub client's."""
+
+    def changeable(self) -> Path | None:
+        """Return nothing: the files of a commit do not change."""
+        return None
 
 
 def find_on_hub(dataset: DatasetConfig) -> HubOrigin:
@@ -86,7 +123,8 @@ def find_on_hub(dataset: DatasetConfig) -> HubOrigin:
     if dataset.revision and COMMIT.fullmatch(dataset.revision):
         return HubOrigin(dataset, dataset.revision)
     with _hub_errors(dataset):
-        return HubOrigin(dataset, huggingface_hub.dataset_info(dataset.path, revision=dataset.revision).sha)
+        info = FINDING.call(lambda: huggingface_hub.dataset_info(dataset.path, revision=dataset.revision))
+        return HubOrigin(dataset, info.sha)
 
 
 @contextmanager
@@ -109,8 +147,10 @@ def _hub_errors(dataset: DatasetConfig) -> Iterator[None]:
     except ValueError as error:
         rule = f"the files of {dataset.path} cannot be told: {error}"
         raise DatasetProblemError("name" if dataset.name else "path", rule, "Set name or data_files.") from error
-    except OSError as error:  # every network error of the Hub's client is one
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_of_a_client(error):
+            raise
         raise TransientError(
-            f"{dataset.path}: the Hub cannot be reached: {error}. With a commit as revision, rows in the store are "
-            "reused without it."
-        ) from error
+            f"{dataset.path}: the Hub cannot be reached: {said(error)}. With a commit as revision, rows in the store "
+            "are reused without it."
+        ) from None  # a traceback is logged, and may hold a signed address

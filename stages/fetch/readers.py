@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from stages.errors import DataError
+from stages.fetch.ahead import Ahead
 from stages.fetch.files import DataFile
 from stages.fetch.json_rows import json_rows, line_rows
 
@@ -25,33 +26,78 @@ ARROW_FILE = b"ARROW1"  # how an IPC file begins; an IPC stream (as `datasets` s
 LONGEST_CSV_VALUE = 1 << 30  # characters
 PARQUET_BUFFER = 1 << 20  # bytes; without it a column of a row group is read at once
 
-
-def count_rows(files: Iterable[DataFile]) -> int:
-    """Return the rows of all files. Raises as `read_rows`."""
-    return sum(_count(file) for file in files)
+Place = tuple[int, int]
+"""Number of a file, and number of a row in it."""
 
 
-def read_rows(files: Sequence[DataFile], start: int, stop: int | None) -> Generator[bytes]:
-    """Yield the rows `start : stop` of the files, counted through all of them.
+def count_rows(files: Sequence[DataFile]) -> int:
+    """Return the rows of all files. Raises as `Rows`."""
+    with Ahead(files) as here:
+        return sum(_count(file) for file in here.from_number(0))
 
-    Raises:
-        DataError: a file cannot be read as what it is said to be.
+
+class Rows:
+    """The rows of files, one after the other, from a place on.
+
+    A row is the JSON text of it. Files that are not on this machine are brought while earlier ones are read.
     """
-    left = None if stop is None else stop - start
-    for file in files:
-        if start and (rows := _count(file)) <= start:
-            start -= rows
-            continue
-        with closing(_read(file, start)) as rows_of_file:
-            for row in islice(rows_of_file, left):
-                yield row
-                left = None if left is None else left - 1
-        start = 0
+
+    def __init__(self, files: Sequence[DataFile], place: Place, most: int | None, *, release: bool) -> None:
+        """Begin at a place.
+
+        Args:
+            files: in their order.
+            place: (number of the file, row in it) of the first row.
+            most: rows to give; None: all.
+            release: whether a file that was read is given up.
+        """
+        self._files, self._start, self._most, self._release = files, place, most, release
+        self._given = 0
+        self._begins: list[tuple[int, Place]] = [(0, place)]  # (rows given before it, place)
+
+    def __iter__(self) -> Generator[bytes]:
+        """Yield the rows.
+
+        Raises:
+            DataError: a file cannot be read as what it is said to be.
+        """
+        number, skip = self._start
+        with Ahead(self._files) as here:
+            for file in here.from_number(number):
+                with closing(_read(file, skip)) as rows:
+                    left = None if self._most is None else self._most - self._given
+                    for row in islice(rows, left):
+                        self._given += 1
+                        yield row
+                if self._given == self._most:
+                    return
+                if self._release:
+                    file.origin.release()
+                number, skip = number + 1, 0
+                self._begins.append((self._given, (number, 0)))
+
+    def place_after(self, given: int) -> Place:
+        """Return the place of the row that follows the first `given` ones."""
+        before, (number, row) = next(begin for begin in reversed(self._begins) if begin[0] <= given)
+        return number, row + given - before
+
+
+def place_of(files: Sequence[DataFile], row: int) -> Place:
+    """Return the place of a row that is counted through all files."""
+    if row == 0:
+        return 0, 0
+    with Ahead(files) as here:
+        for number, file in enumerate(here.from_number(0)):
+            rows = _count(file)
+            if row < rows:
+                return number, row
+            row -= rows
+    return len(files), row
 
 
 def _count(file: DataFile) -> int:
     if file.format == "parquet":
-        with _named(file), pa.parquet.ParquetFile(file.path) as parquet:
+        with _named(file), file.whole() as path, pa.parquet.ParquetFile(path) as parquet:
             return int(parquet.metadata.num_rows)
     if file.format == "arrow":
         with _named(file):
@@ -83,7 +129,7 @@ def _named(file: DataFile) -> Iterator[None]:
         yield
     except (ValueError, OSError, EOFError, KeyError, pa.ArrowException, csv.Error) as error:
         raise DataError(
-            f"{file.path}: cannot be read as {file.format}: {error}. Repair the file, or set ds_type of the data "
+            f"{file.shown}: cannot be read as {file.format}: {error}. Repair the file, or set ds_type of the data "
             "set if it is something else."
         ) from error
 
@@ -92,12 +138,12 @@ def _batches(file: DataFile) -> Iterator[pa.RecordBatch]:
     if file.format == "arrow":
         yield from _arrow_batches(file)
     else:
-        with pa.parquet.ParquetFile(file.path, buffer_size=PARQUET_BUFFER) as parquet:
+        with file.whole() as path, pa.parquet.ParquetFile(path, buffer_size=PARQUET_BUFFER) as parquet:
             yield from parquet.iter_batches(BATCH)
 
 
 def _arrow_batches(file: DataFile) -> Iterator[pa.RecordBatch]:
-    with pa.memory_map(str(file.path)) as source:
+    with file.whole() as path, pa.memory_map(str(path)) as source:
         if source.read(len(ARROW_FILE)) == ARROW_FILE:
             reader = pa.ipc.open_file(source)
             yield from (reader.get_batch(number) for number in range(reader.num_record_batches))

@@ -23,6 +23,7 @@ import pyarrow.parquet
 
 from stages.artifacts import ArtifactWriter
 from stages.errors import TransientError
+from stages.fetch.readers import Place
 
 SHARD_BYTES = 8 << 20
 """Raw text of a shard, on average: at least half of it, at most twice as much and a row."""
@@ -74,20 +75,24 @@ class Shards:
         """Return the name of the next shard."""
         return f"{self.dataset:02d}/{self.number:05d}.parquet"
 
-    def finished(self) -> dict[str, Any] | None:
-        """Return the facts of the next shard and go on, if an earlier try finished it; else None."""
-        facts = self.writer.finished(self.name)
-        if facts is not None:
-            self.number += 1
-        return facts
+    def finished(self) -> tuple[dict[str, Any], Place] | None:
+        """Return the facts of the next shard and the place after it, if an earlier try finished it, and go on."""
+        notes = self.writer.finished(self.name)
+        if notes is None:
+            return None
+        self.number += 1
+        number, row = notes["next"]
+        return notes["facts"], (number, row)
 
-    def write(self, texts: list[bytes], numbers: range | npt.NDArray[np.int64]) -> dict[str, Any]:
-        """Write rows with their numbers as the next shard and return its facts."""
+    def write(
+        self, texts: list[bytes], numbers: range | npt.NDArray[np.int64], following: Place = (0, 0)
+    ) -> dict[str, Any]:
+        """Write rows with their numbers as the next shard and return its facts; a later try begins at `following`."""
         facts = {"file": self.name, "first_row": int(numbers[0]), "rows": len(texts), "bytes": sum(map(len, texts))}
         with self.writer.create(self.name) as draft:
             write_rows(draft.path, texts, None if isinstance(numbers, range) else numbers)
             self.watch.check()
-            draft.notes.update(facts)
+            draft.notes.update(facts=facts, next=following)
         self.number += 1
         return facts
 

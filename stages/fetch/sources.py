@@ -1,16 +1,15 @@
-"""Where the rows of a data set come from: files on this machine, or a commit of a Hub repository."""
+"""Where the rows of a data set come from: files here or behind URLs, or a commit of a Hub repository."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from configs.schema import DatasetConfig
 from stages.artifacts import FileDigests
 from stages.fetch.files import Splits, checked
 from stages.fetch.hub import find_on_hub
-from stages.fetch.local import find_local, is_local
+from stages.fetch.layout import find_files, is_files
 from stages.fetch.problems import problems_of
 from stages.fetch.splits import DEFAULT_SPLIT, SplitPart, parse_split
 
@@ -22,34 +21,26 @@ class Origin(Protocol):
         """Return what identifies the content of the splits `names`, JSON-ready."""
 
     def splits(self, names: list[str]) -> Splits:
-        """Return the files of the splits `names` on this machine, downloading them if need be."""
-
-    def changeable(self, names: list[str]) -> list[Path]:
-        """Return the files among them that somebody may write to."""
+        """Return the files of the splits `names`."""
 
 
 @dataclass(frozen=True)
-class LocalOrigin:
-    """Files on this machine."""
+class FilesOrigin:
+    """Files on this machine, or behind URLs."""
 
     files: Splits
 
     def content(self, names: list[str], digests: FileDigests) -> dict[str, Any]:
-        """Return the digest of each file of the splits, in the order of reading, and how it is read; no paths."""
+        """Return the pin of each file of the splits, in the order of reading, and how it is read."""
         return {
             "files": {
-                name: [{**file.reading, "sha256": digests.sha256(file.path)} for file in self.files[name]]
-                for name in names
+                name: [{**file.reading, **file.origin.content(digests)} for file in self.files[name]] for name in names
             }
         }
 
     def splits(self, names: list[str]) -> Splits:
         """Return the files of the splits `names`."""
         return {name: checked(names, self.files)[name] for name in names}
-
-    def changeable(self, names: list[str]) -> list[Path]:
-        """Return all files of the splits `names`."""
-        return [file.path for name in names for file in self.files[name]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +49,7 @@ class Source:
 
     parts: tuple[SplitPart, ...]
     origin: Origin
-    unused: tuple[Path, ...] = ()  # data files of a local folder that belong to no split
+    unused: tuple[str, ...] = ()  # data files of a folder that belong to no split
 
     @property
     def names(self) -> list[str]:
@@ -75,7 +66,7 @@ class Source:
         return self.origin.content(self.names, digests)
 
     def splits(self) -> Splits:
-        """Return the files of the splits that are read, on this machine.
+        """Return the files of the splits that are read.
 
         Raises:
             DatasetProblemError: there is no such split.
@@ -89,13 +80,13 @@ def find_source(place: str, dataset: DatasetConfig) -> Source:
 
     Raises:
         ConfigError: there is no such file, split or Hub data set.
-        TransientError: the Hub cannot be reached now.
+        TransientError: the Hub, or a store, cannot be reached now.
     """
     with problems_of(place, dataset):
         parts = parse_split(dataset.split or DEFAULT_SPLIT)
-        if not is_local(dataset):
+        if not is_files(dataset):
             return Source(parts, find_on_hub(dataset))
-        found = find_local(dataset)
-        source = Source(parts, LocalOrigin(found.splits), found.unused)
+        found = find_files(dataset)
+        source = Source(parts, FilesOrigin(found.splits), found.unused)
         source.splits()
         return source

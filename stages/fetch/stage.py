@@ -6,25 +6,31 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import accumulate, compress, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from configs.schema import RunConfig
 from stages.artifacts import ArtifactWriter, digest_of
 from stages.errors import ConfigError, DataError, Problem, TransientError
 from stages.fetch.files import DataFile
 from stages.fetch.problems import problems_of
-from stages.fetch.readers import count_rows, read_rows
+from stages.fetch.readers import Rows, count_rows, place_of
 from stages.fetch.sampling import Sampling, sampling_of
 from stages.fetch.shards import Shards, Watch, take
 from stages.fetch.sources import Source, find_source
+from stages.remote import Downloads
 from stages.shuffling import Numbers
 from stages.stage import Context, Stage, Upstream
 
 
 def _inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
-    sources = _sources(context)
+    return _inputs_of(_sources(context), context)
+
+
+def _inputs_of(sources: list[Source], context: Context) -> dict[str, Any]:
     datasets = []
     for number, source in enumerate(sources):
         sampling = sampling_of(context.run, number)
@@ -48,9 +54,10 @@ def _sources(context: Context) -> list[Source]:
 
 
 def _produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dict[str, Any]:
+    Downloads.of_this_user().sweep()
     sources = _sources(context)
-    watch = Watch.over([path for source in sources for path in source.origin.changeable(source.names)])
-    if digest_of(STAGE.key_inputs(context, upstream)) != writer.key:
+    watch = Watch.over(_changeable(context.run, sources))
+    if digest_of(STAGE.key_of(_inputs_of(sources, context), upstream)) != writer.key:
         raise TransientError("The data changed just before it was read. Start again when it is complete.")
     return {
         "datasets": [_fetch(number, source, context, writer, watch) for number, source in enumerate(sources)],
@@ -61,19 +68,28 @@ def _fetch(number: int, source: Source, context: Context, writer: ArtifactWriter
     dataset, sampling = context.run.sources[number], sampling_of(context.run, number)
     shards: list[dict[str, Any]] = []
     rows = 0
-    for path in source.unused:
-        context.log(f"{dataset.path}: {path.name} is not read: its name tells no split, and names of other files do")
+    for name in source.unused:
+        context.log(f"{dataset.shown}: {name} is not read: its name tells no split, and names of other files do")
     with problems_of(context.run.source_key(number), dataset):
         for stretch in _drawn(_stretches(source), sampling):
             for shard in _write_stretch(stretch, Shards(number, len(shards), writer, watch)):
                 shards.append(shard)
                 rows += shard["rows"]
-                context.progress(rows, None, "rows", dataset=dataset.path)
+                context.progress(rows, None, "rows", dataset=dataset.shown)
+        for file in (file for files in source.splits().values() for file in files):
+            file.origin.release()
     if not rows:
         raise DataError(
-            f"{dataset.path}: the split {source.split} holds no rows. Check the file, or set another split."
+            f"{dataset.shown}: the split {source.split} holds no rows. Check the file, or set another split."
         )
-    return {"split": source.split, "rows": rows, "source": source.content(context.digests), "shards": shards}
+    return {"split": source.split, "rows": rows, "shards": shards}
+
+
+def _changeable(run: RunConfig, sources: list[Source]) -> Iterator[Path]:
+    for number, source in enumerate(sources):
+        with problems_of(run.source_key(number), run.sources[number]):
+            files = [file for split in source.splits().values() for file in split]
+            yield from filter(None, (file.origin.changeable() for file in files))
 
 
 @dataclass(frozen=True)
@@ -119,26 +135,33 @@ def _write_stretch(stretch: _Stretch, shards: Shards) -> Iterator[dict[str, Any]
     if stretch.drawn is not None:
         yield from _write_drawn(stretch, stretch.drawn, shards)
         return
-    position = stretch.start
-    while (stretch.stop is None or position < stretch.stop) and (facts := shards.finished()) is not None:
+    position, place = stretch.start, None
+    while (stretch.stop is None or position < stretch.stop) and (found := shards.finished()) is not None:
+        facts, place = found
         yield facts
         position += facts["rows"]
-    with closing(read_rows(stretch.files, position, stretch.stop)) as rows:
-        while texts := take(rows):
-            first = stretch.offset + position
-            yield shards.write(texts, range(first, first + len(texts)))
+    place = place_of(stretch.files, position) if place is None else place
+    most = None if stretch.stop is None else stretch.stop - position
+    rows = Rows(stretch.files, place, most, release=stretch.stop is None)
+    given = 0
+    with closing(iter(rows)) as texts_of_rows:
+        while texts := take(texts_of_rows):
+            first, given = stretch.offset + position, given + len(texts)
+            yield shards.write(texts, range(first, first + len(texts)), rows.place_after(given))
             position += len(texts)
 
 
 def _write_drawn(stretch: _Stretch, left: Numbers, shards: Shards) -> Iterator[dict[str, Any]]:
-    while len(left) and (facts := shards.finished()) is not None:
+    while len(left) and (found := shards.finished()) is not None:
+        facts, _ = found
         yield facts
         left = left[facts["rows"] :]
     if not len(left):
         return
     wanted = np.zeros(left[-1] - left[0] + 1, np.bool_)
     wanted[left - left[0]] = True
-    with closing(read_rows(stretch.files, int(left[0]), int(left[-1]) + 1)) as rows:
+    place = place_of(stretch.files, int(left[0]))
+    with closing(iter(Rows(stretch.files, place, len(wanted), release=False))) as rows:
         drawn = compress(rows, wanted.tobytes())
         while texts := take(drawn):
             yield shards.write(texts, stretch.offset + left[: len(texts)])

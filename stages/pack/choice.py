@@ -82,7 +82,7 @@ def _mixed(datasets: npt.NDArray[np.int32], train: Numbers, selection: Selection
     empty = [number for number, rows in enumerate(members) if not len(rows)]
     if empty:
         rule, remedy = "no row of this data set is left to be mixed", "Look at its rejected rows, or remove it."
-        path = run.datasets[empty[0]].path
+        path = run.datasets[empty[0]].shown
         raise ConfigError([Problem("configuration", f"datasets.{empty[0]}", path, rule, remedy)])
     amounts = [np.ones(len(m), np.int32) if mixture.unit == "rows" else selection.trained[m] for m in members]
     chosen = mix(amounts, [dataset.weight for dataset in run.datasets], repeat=mixture.repeat)

@@ -44,7 +44,7 @@ def parts(run: RunConfig, facts: Mapping[str, Any]) -> list[Part]:
 def _part(run: RunConfig, number: int, side: str, counts: Mapping[str, int], whole: Mapping[str, int]) -> Part:
     rows = counts["rows"] / max(1, whole["rows"])
     trained = counts["trained_tokens"] / max(1, whole["trained_tokens"])
-    key, path = run.source_key(number), run.sources[number].path
+    key, path = run.source_key(number), run.sources[number].shown
     told = "" if side == "train" else " of the evaluation"
     line = (
         f"{key} {path}: {counts['rows']:,} rows, {rows:.1%} of the rows and {trained:.1%} of the trained tokens{told}"

@@ -140,7 +140,7 @@ def _refuse_long_rows(rows: TokenRows, limits: npt.NDArray[np.int32], run: RunCo
 
 def _name(rows: TokenRows, row: int, run: RunConfig) -> str:
     dataset, number = rows.source(row)
-    return f"{run.sources[dataset].path} row {number}"
+    return f"{run.sources[dataset].shown} row {number}"
 
 
 def _write_rejected(rows: TokenRows, chosen: Choice, run: RunConfig, writer: ArtifactWriter) -> None:
@@ -151,7 +151,7 @@ def _write_rejected(rows: TokenRows, chosen: Choice, run: RunConfig, writer: Art
             record = {
                 "dataset": dataset,
                 "row": number,
-                "path": run.sources[dataset].path,
+                "path": run.sources[dataset].shown,
                 "reason": reason,
                 "detail": _detail(rows, chosen, row, reason, run),
             }

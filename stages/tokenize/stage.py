@@ -116,7 +116,7 @@ class _Tally:
         Raises:
             DataError: they are more than `max_rejected_ratio` of all rows.
         """
-        path = self.context.run.sources[dataset].path
+        path = self.context.run.sources[dataset].shown
         self.rejected += ({"path": path, **record} for record in records)
         limit = self.context.run.max_rejected_ratio
         if len(self.rejected) > limit * self.total:
@@ -267,7 +267,7 @@ def _jobs(shards: dict[str, _Shard], folder: Path) -> Iterator[Job]:
 
 def _records(run: RunConfig, outcomes: list[tuple[_Shard, Outcome]]) -> Iterator[dict[str, Any]]:
     for shard, outcome in outcomes:
-        where = {"dataset": shard.dataset, "path": run.sources[shard.dataset].path}
+        where = {"dataset": shard.dataset, "path": run.sources[shard.dataset].shown}
         yield from ({**where, **record} for record in outcome.rejected)
 
 

@@ -137,7 +137,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         loss, tokens = (sum(column) for column in zip(*sums.values(), strict=True))
         metrics: dict[str, Any] = {"eval_loss": loss / max(tokens, 1)}
         if len(sums) > 1:
-            names = {d: f"{d}: {self._run.sources[d].path}" for d in sums}  # one path may stand in two of them
+            names = {d: f"{d}: {self._run.sources[d].shown}" for d in sums}  # one path may stand in two of them
             metrics["eval_losses"] = {names[d]: loss / max(tokens, 1) for d, (loss, tokens) in sums.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -173,7 +173,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
     def _rows_of_step(self) -> str:
         """Return the rows of the last step, for people: the first few by number."""
         rows = self._batches.sources(next(self._schedule.step_sequences(self.state.global_step)))
-        named = ", ".join(f"{self._run.sources[d].path} row {row}" for d, row in rows[:MOST_ROWS_NAMED])
+        named = ", ".join(f"{self._run.sources[d].shown} row {row}" for d, row in rows[:MOST_ROWS_NAMED])
         more = f" and {len(rows) - MOST_ROWS_NAMED} more" if len(rows) > MOST_ROWS_NAMED else ""
         return named + more
 
