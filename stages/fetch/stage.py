@@ -168,4 +168,4 @@ def _write_drawn(stretch: _Stretch, left: Numbers, shards: Shards) -> Iterator[d
             left = left[len(texts) :]
 
 
-STAGE = Stage("fetch", 2, (), _inputs, _produce)
+STAGE = Stage("fetch", 3, (), _inputs, _produce)
