@@ -36,7 +36,7 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Strings = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Strings = Annotated[tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=str | tuple[str, ...])]
 
 
 def _as_pairs(value: Any) -> Any:
@@ -290,9 +290,9 @@ class RunConfig(Section):
     test_datasets: tuple[DatasetConfig, ...] = Field(
         (), description="Data sets for evaluation alone, each with its own loss; excludes val_set_size."
     )
-    mixture: Annotated[MixtureConfig | None, BeforeValidator(_as_mixture)] = Field(
-        None, description="Mix by proportions (datasets[].weight) of rows or trained_tokens. Our own key."
-    )
+    mixture: Annotated[
+        MixtureConfig | None, BeforeValidator(_as_mixture, json_schema_input_type=str | MixtureConfig | None)
+    ] = Field(None, description="Mix by proportions (datasets[].weight) of rows or trained_tokens. Our own key.")
     chat_template: str | None = Field(
         None, description="Chat template: tokenizer_default, jinja, or a name; default: the tokenizer's own."
     )
@@ -375,8 +375,8 @@ class RunConfig(Section):
     warmup_steps: int | None = Field(None, ge=0, description="Steps of warm-up.")
     warmup_ratio: float | None = Field(None, ge=0, le=1, description="Warm-up as a share of all steps.")
     optimizer: str = Field("adamw_torch_fused", description="Optimizer, a name of Hugging Face's.")
-    optim_args: Annotated[dict[str, Any], BeforeValidator(_as_pairs)] = Field(
-        {}, description="Arguments of the optimizer, as a mapping or as name=value,name=value."
+    optim_args: Annotated[dict[str, Any], BeforeValidator(_as_pairs, json_schema_input_type=str | dict[str, Any])] = (
+        Field({}, description="Arguments of the optimizer, as a mapping or as name=value,name=value.")
     )
     optim_target_modules: Literal["all_linear"] | Strings = Field(
         (), description="GaLore, APOLLO: modules whose gradients are projected."
@@ -454,9 +454,9 @@ class RunConfig(Section):
     orchestration: OrchestrationConfig = Field(
         OrchestrationConfig(), description="How the run is deployed. Our own key."
     )
-    publish: Annotated[PublishConfig | None, BeforeValidator(_as_publish)] = Field(
-        None, description="Where the model is published; default: a folder in output_dir. Our own key."
-    )
+    publish: Annotated[
+        PublishConfig | None, BeforeValidator(_as_publish, json_schema_input_type=str | PublishConfig | None)
+    ] = Field(None, description="Where the model is published; default: a folder in output_dir. Our own key.")
 
     @model_validator(mode="after")
     def _batch_sizes(self) -> RunConfig:

@@ -138,11 +138,17 @@ def profile(output_dir: Path, as_json: bool) -> None:
 
 
 @command(cli)
-def schema() -> None:
-    """Print the JSON schema of a configuration."""
-    from configs.schema import RunConfig
+@click.option("--markdown", is_flag=True, help="The reference page instead.")
+def schema(markdown: bool) -> None:
+    """Print the JSON schema of a configuration, for editors, or the reference page of its keys."""
+    if markdown:
+        from configs import reference
 
-    write_json(RunConfig.model_json_schema())
+        click.echo(reference.markdown(), nl=False)
+    else:
+        from configs.json_schema import json_schema
+
+        write_json(json_schema())
 
 
 @cli.group()
