@@ -212,9 +212,11 @@ class OrchestrationConfig(Section):
     work_pool: str = Field("sft", description="Prefect work pool of the deployments.")
     data_queue: str = Field("data", description="Queue of the runs that need no GPU: preparing, publishing, watching.")
     gpu_queue: str = Field("gpu", description="Queue of the runs that train.")
+    gpu_pool: str | None = Field(None, description="Work pool of the runs that train; default: work_pool.")
     cron: str | None = Field(None, description="Prepare, then train and publish, at these times (cron expression).")
     interval: int | None = Field(None, ge=60, description="The same every so many seconds.")
     timezone: str = Field("UTC", description="Time zone of `cron`.")
+    watch: int | None = Field(None, ge=10, description="Look every so many seconds whether the data has changed.")
     hold_unhealthy: bool = Field(
         False, description="Publishing waits for a person when the training was judged sick (resume in the UI)."
     )

@@ -11,9 +11,11 @@ import click
 import orjson
 
 from flows.command import GivenConfig, command, config_command, say, write_json
+from flows.server import need_server
 
 if TYPE_CHECKING:
     from configs.load import LoadedRun
+    from flows.deployments.register import PoolType
     from stages.artifacts import Artifact
     from stages.pipeline import StageName
 
@@ -135,6 +137,48 @@ def profile(output_dir: Path, as_json: bool) -> None:
     from flows.profile_view import show_profile
 
     show_profile(output_dir, as_json=as_json)
+
+
+@config_command(cli)
+@click.option(
+    "--pool-type",
+    type=click.Choice(["process", "docker", "kubernetes"]),
+    default="process",
+    help="What the work pool becomes if it is not there yet.",
+)
+@click.option("--image", help="Container image of Docker and Kubernetes runs.")
+@click.option("--gpu-limit", default=1, show_default=True, type=click.IntRange(min=1), help="Trainings at a time.")
+@click.option("--job-variable", "-j", multiple=True, metavar="KEY=JSON", help="Variable of the pool's job template.")
+@click.option("--notify", metavar="TYPE/NAME", help="Notification block that is told of failures and sick trainings.")
+@json_option
+def deploy(
+    config: GivenConfig,
+    pool_type: PoolType,
+    image: str | None,
+    gpu_limit: int,
+    job_variable: Sequence[str],
+    notify: str | None,
+    as_json: bool,
+) -> None:
+    """Register CONFIG with the Prefect server of PREFECT_API_URL: whole, preparation, training, publishing."""
+    loaded = config.load()
+    need_server()
+    from flows.deployments import show
+    from flows.deployments.register import Target, job_variables
+
+    target = Target(pool_type, image, gpu_limit, job_variables(job_variable))
+    show.deploy(loaded, config.overrides, target, notify, as_json=as_json)
+
+
+@config_command(cli)
+@click.option("--every", type=click.FloatRange(min=1), metavar="SECONDS", help="Go on looking; default: once.")
+def watch(config: GivenConfig, every: float | None) -> None:
+    """Tell Prefect's server when the data of CONFIG has changed: its deployment prepares and trains."""
+    config.load()
+    need_server()
+    from flows.deployments.show import keep_watching
+
+    keep_watching(config.path.resolve(), config.overrides, every)
 
 
 @command(cli)

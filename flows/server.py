@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stages.errors import StageError
+from stages.errors import ConfigError, Problem, StageError
 from stages.lifeline import bound
 
 STARTUP_SECONDS = 180.0
@@ -44,6 +44,18 @@ def server_is_configured() -> bool:
         return False
     active = os.environ.get("PREFECT_PROFILE") or content.get("active")
     return "PREFECT_API_URL" in content.get("profiles", {}).get(active, {})
+
+
+def need_server() -> None:
+    """Refuse to go on without a server of one's own: what is registered there has to outlive this command.
+
+    Raises:
+        ConfigError: none is configured.
+    """
+    if not server_is_configured():
+        rule = "deployments and events need a Prefect server that stays"
+        remedy = "Start one (`prefect server start`) and set it to its address, such as http://127.0.0.1:4200/api."
+        raise ConfigError([Problem("environment", "PREFECT_API_URL", "absent", rule, remedy)])
 
 
 @contextmanager

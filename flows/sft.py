@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
+from prefect.runtime import deployment
+from pydantic import Field
 
+from configs.keys import known_keys
 from configs.load import load_run
-from stages.artifacts import Artifact
+from flows import events
+from flows.deployments.names import deployment_name
+from flows.held import hold_if_sick
+from stages.artifacts import Artifact, Store
+from stages.errors import StageError
 from stages.export import export
-from stages.pipeline import StageName, stages_until
-from stages.stage import StageResult, open_run
-from tasks.progress import unless_away
+from stages.lifeline import end_with_parent
+from stages.pipeline import STAGE_NAMES, StageName, plan, stages_until
+from stages.report import health_of
+from stages.stage import Context, StageResult, open_run
+from tasks.run_artifacts import show_run
 from tasks.stage_task import run_as_task
+
+Override = Annotated[str, Field(json_schema_extra={"pattern": rf"^({'|'.join(known_keys(''))})(\.[^=]+)?="})]
+"""`key=value`. Prefect's server refuses an unknown key before there is a run; a run itself reads all."""
 
 
 @flow(name="sft", persist_result=False, validate_parameters=True)
 def sft(
     config: str,
-    overrides: list[str] | None = None,
+    overrides: list[Override] | None = None,
     refresh: list[StageName] | None = None,
     until: StageName = "publish",
+    start: StageName = "fetch",
+    chain: bool = False,
     lenient: bool = False,
 ) -> list[StageResult]:
     """Fetch, tokenize, pack, train, merge and publish, reusing every artifact that is in the store.
@@ -31,32 +45,61 @@ def sft(
         overrides: `key=value` pairs that replace values of the file.
         refresh: Stages that are produced again even if their artifact is there.
         until: The last stage that is wanted.
+        start: The first stage that may run; what comes before has to be in the store.
+        chain: When this is done, the next deployment of the same name starts.
         lenient: Unknown keys have no effect, and do not stop the run.
     """
+    if deployment.id:
+        end_with_parent()  # a worker that is killed takes its runs along
     run = load_run(Path(config), overrides or (), lenient=lenient).run
     context, store = open_run(run)
+    _check_start(context, store, start, until)
+    name = deployment_name(run, Path(config))
     artifacts: dict[str, Artifact] = {}
     results: list[StageResult] = []
     for stage in stages_until(until):
+        if stage.name == "publish" and run.orchestration.hold_unhealthy and not _is_published(context, store):
+            hold_if_sick(artifacts["train"])
         result = run_as_task(stage, context, artifacts, store, refresh=stage.name in (refresh or ()))
         artifacts[stage.name] = result.artifact
         results.append(result)
+        if stage.name == "train":
+            _tell_if_sick(result, name)
     export(run, artifacts)
     store.note_run(run.output_dir, artifacts.values())
-    _show(results)
+    show_run(run, results)
+    if until in events.AFTER_STAGE:
+        payload = {"config": config, "overrides": list(overrides or ()), "output_dir": run.output_dir}
+        events.tell(events.AFTER_STAGE[until], name, payload, chain=chain)
     return results
 
 
-def _show(results: list[StageResult]) -> None:
-    rows = [
-        {
-            "stage": result.stage,
-            "status": result.status,
-            "seconds": round(result.seconds, 1),
-            "key": result.artifact.key[:12],
-            "address": str(result.artifact.folder),
-        }
-        for result in results
-    ]
-    with unless_away():
-        create_table_artifact(key="sft-stages", table=rows, description="The stages of this run.")
+def _check_start(context: Context, store: Store, start: StageName, until: StageName) -> None:
+    """Refuse to start in the middle of what is not there, before a GPU waits for it.
+
+    Raises:
+        StageError: an artifact of an earlier stage is missing.
+    """
+    first = STAGE_NAMES.index(start)
+    if first == 0:
+        return
+    if first > STAGE_NAMES.index(until):
+        raise StageError(f"start: {start} comes after until: {until}; there is nothing to run")
+    for step in plan(context, store, until=STAGE_NAMES[first - 1]):
+        if step.artifact is None:
+            raise StageError(
+                f"the store has no artifact of `{step.stage}` for this configuration ({step.why}). "
+                f"Run what comes before `{start}` first: `sft run CONFIG --until {STAGE_NAMES[first - 1]}`."
+            )
+
+
+def _is_published(context: Context, store: Store) -> bool:
+    """Return whether there is nothing left to publish: somebody released this model before."""
+    return plan(context, store)[-1].artifact is not None
+
+
+def _tell_if_sick(result: StageResult, name: str) -> None:
+    """Emit an event about a training that was judged sick, with the evidence, once: when it has just ended."""
+    sick = [row for row in health_of(result.artifact) if row["status"] == "sick"]
+    if sick and result.status == "ran":
+        events.tell(events.SICK, name, {"findings": sick, "address": str(result.artifact.folder)}, chain=False)

@@ -26,6 +26,11 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(128 + signal.SIGKILL)
 
 
+def end_with_parent() -> None:
+    """Ask the kernel to end this process (SIGTERM: it may tidy up) when its parent dies."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
 def bound(command: Sequence[str]) -> list[str]:
     """Return the command line that runs `command` bound to the life of this process."""
     return [sys.executable, "-m", "stages.lifeline", str(os.getpid()), *command]
