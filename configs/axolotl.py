@@ -19,7 +19,7 @@ def spread(groups: Mapping[str, str]) -> dict[str, str]:
     return {key: text for text, keys in groups.items() for key in keys.split()}
 
 
-_TRACKING = "experiment trackers are not connected yet; metrics are in output_dir/metrics.jsonl and report.html"
+_TRACKING = "metrics go to output_dir/metrics.jsonl, report.html and the trackers"
 _STORE = "prepared data is kept in artifact_store under a content key, in memory-mapped shards"
 
 WITHOUT_EFFECT: dict[str, str] = spread(
@@ -82,12 +82,7 @@ WITHOUT_EFFECT: dict[str, str] = spread(
         "tokens per second are always in metrics.jsonl": "include_tokens_per_second include_tkps",
         "axolotl's own bookkeeping": "axolotl_config_path",
         _TRACKING: (
-            "wandb_project wandb_entity wandb_name wandb_watch wandb_log_model wandb_run_id wandb_mode use_wandb "
-            "use_mlflow mlflow_experiment_name mlflow_tracking_uri mlflow_run_name hf_mlflow_log_artifacts "
-            "use_tensorboard use_comet comet_api_key comet_workspace comet_project_name comet_experiment_key "
-            "comet_mode comet_online comet_experiment_config use_trackio trackio_project_name trackio_run_name "
-            "trackio_space_id use_otel_metrics otel_metrics_host otel_metrics_port use_swanlab swanlab_project "
-            "swanlab_experiment_name swanlab_description swanlab_mode swanlab_log_completions"
+            "comet_experiment_config use_otel_metrics otel_metrics_host otel_metrics_port swanlab_log_completions"
         ),
         "a setting of axolotl's chat window": (
             "gradio_title gradio_share gradio_server_name gradio_server_port gradio_max_new_tokens gradio_temperature"
@@ -182,6 +177,7 @@ REFUSED: dict[str, str] = spread(
         "remove it; models are trained to predict the next token": "diffusion",
         "name a dense model as base_model, and compress the published one": "llmcompressor",
         "remove it; the Trainer is this project's": "trainer_cls",
+        "set the environment variable COMET_API_KEY; this file is copied into output_dir": "comet_api_key",
         "publish to a folder or fsspec URL: publish: s3://bucket/model": "hub_model_id hub_strategy hub_revision",
         "remove it; watch eval_loss in metrics.jsonl": (
             "early_stopping_patience load_best_model_at_end metric_for_best_model greater_is_better"

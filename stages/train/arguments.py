@@ -12,6 +12,7 @@ from stages.train.model import uses_autocast
 from stages.train.optimizers import settled_name
 from stages.train.schedule import Schedule
 from stages.train.sharding import deepspeed_arguments, fsdp_arguments, shard_on_cpu
+from stages.train.tracking import tracker_arguments
 
 OWN_SCHEDULES = ("one_cycle", "rex")
 """Schedules that the Trainer does not know; `stages.train.learning_rate` makes them."""
@@ -66,6 +67,7 @@ def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
         disable_tqdm=True,
         report_to="none",
     )
+    settings |= tracker_arguments(run)
     settings |= fsdp_arguments(run.fsdp_config, on_gpu=on_gpu)
     settings |= deepspeed_arguments(run, job.precision, on_gpu=on_gpu)
     arguments = TrainingArguments(**settings)

@@ -139,6 +139,7 @@ def _environment(threads: int) -> Mapping[str, str]:
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     return {
+        "COMET_DISABLE_AUTO_LOGGING": "1",  # where it is installed it would log on its own, asked or not
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS gives the same bits again only with a fixed workspace
         "GLOO_SOCKET_IFNAME": "lo",
         "TOKENIZERS_PARALLELISM": "false",

@@ -6,9 +6,16 @@ from importlib.util import find_spec
 
 from configs.schema import RunConfig
 from stages.errors import ConfigError, Problem
+from stages.train import trackers
 from stages.train.optimizers import NEEDED_PACKAGE, optimizer_problems, settled_name
 
-PACKAGES = {"bitsandbytes": "quantization", "deepspeed": "deepspeed", "torchao": "torchao"}
+PACKAGES = {
+    "bitsandbytes": "quantization",
+    "deepspeed": "deepspeed",
+    "torchao": "torchao",
+    "comet_ml": "comet",
+    **{name: name for name in ("wandb", "tensorboard", "mlflow", "trackio", "swanlab")},
+}
 """Optional package -> the extra of sft-flow that brings it."""
 
 DISTRIBUTIONS = {
@@ -33,7 +40,13 @@ def check(run: RunConfig) -> None:
 
 def problems(run: RunConfig) -> list[Problem]:
     """Return why a configuration cannot be trained; nothing if it can."""
-    return [*_missing_packages(run), *optimizer_problems(run), *_unshardable(run), *_wrong_deepspeed(run)]
+    return [
+        *_missing_packages(run),
+        *trackers.login_problems(run),
+        *optimizer_problems(run),
+        *_unshardable(run),
+        *_wrong_deepspeed(run),
+    ]
 
 
 def needed_packages(run: RunConfig) -> list[str]:
@@ -76,7 +89,7 @@ def _wrong_deepspeed(run: RunConfig) -> list[Problem]:
 def _missing_packages(run: RunConfig) -> list[Problem]:
     return [
         _problem(key, value, f"it needs the package {package}, which is not installed", _install(package))
-        for package, key, value in _wanted(run)
+        for package, key, value in [*_wanted(run), *_trackers(run)]
         if find_spec(package) is None
     ]
 
@@ -87,6 +100,10 @@ def _wanted(run: RunConfig) -> list[tuple[str, str, str]]:
     wanted += [("deepspeed", "deepspeed", "")] if run.deepspeed is not None else []
     optimizer = NEEDED_PACKAGE.get(settled_name(run.optimizer))
     return [*wanted, (optimizer, "optimizer", run.optimizer)] if optimizer else wanted
+
+
+def _trackers(run: RunConfig) -> list[tuple[str, str, str]]:
+    return [(trackers.PACKAGES[name], f"use_{name}", "") for name in trackers.asked(run)]
 
 
 def _install(package: str) -> str:

@@ -37,6 +37,7 @@ from stages.train.schedule import Schedule, plan_schedule, waiting_of
 from stages.train.segments import attend_by_sample
 from stages.train.sharding import check_sharded, settle_precision, whole_weights
 from stages.train.stopping import StopFlag
+from stages.train.tracking import tracking
 from stages.train.trainer import Course, PackedTrainer, Recorder
 from stages.train.watch import setting_of, watchers
 
@@ -108,7 +109,10 @@ def _train(job: Job, stop: StopFlag) -> int:
     checkpoint = _checkpoint_for_all(job, work, is_first=is_first)
     torch.manual_seed(run.seed + arguments.process_index)  # from here on each process draws its own dropout
     logger.info("%s, %s", _describe_model(model), _describe_course(schedule))
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with tracking(job, work.metrics, is_first=is_first, resumed=checkpoint is not None) as trackers:
+        for tracker in trackers:
+            trainer.add_callback(tracker)
+        trainer.train(resume_from_checkpoint=checkpoint)
     if course.stopped_at is not None:
         logger.info("stopped by SIGTERM after step %d of %d; checkpoint written", course.stopped_at, schedule.steps)
     else:
