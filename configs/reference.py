@@ -47,6 +47,7 @@ UNITS: dict[str, str] = {
     "launcher.processes": "processes",
     "launcher.threads": "threads",
     "orchestration.interval": "seconds",
+    "orchestration.watch": "seconds",
     "fsdp_config.min_num_params": "parameters",
 }
 BAR, LESS = "\\|", "&lt;"
