@@ -112,7 +112,9 @@ def read_deepspeed(name: str, folder: Path) -> tuple[dict[str, Any], str]:
         preset = Path(name).name.removesuffix(".json").removesuffix("_torch_compile")
         if preset in DEEPSPEED_PRESETS:
             stage = DEEPSPEED_PRESETS[preset]["zero_optimization"]["stage"]
-            return DEEPSPEED_PRESETS[preset], f"there is no such file; ZeRO-{stage} is set as {preset} does in axolotl"
+            return DEEPSPEED_PRESETS[
+                preset
+            ], "" if preset == name else f"there is no such file; ZeRO-{stage} is set as {preset} does in axolotl"
         raise ValueError(
             f"there is no such file; write it, or name a preset: {', '.join(DEEPSPEED_PRESETS)}, or give its content: "
             "deepspeed: {zero_optimization: {stage: 2}}"
