@@ -195,6 +195,22 @@ def schema(markdown: bool) -> None:
         write_json(json_schema())
 
 
+@command(cli)
+@click.argument("path", type=click.Path(path_type=Path), default="run.yaml")
+@click.option("--model", help="Hub id or folder of the model that is trained.")
+@click.option("--data", help="Hub id, or a file or folder with the rows.")
+@click.option("--type", "kind", help="Format of a row; default: found from the first one of a JSONL file.")
+@click.option("--adapter", type=click.Choice(["lora", "qlora", "full"]), help="Default: as is usual for the size.")
+@click.option("--gpus", type=click.IntRange(0), help="GPUs; 0: train on the CPU.")
+@click.option("--memory", type=click.IntRange(1), metavar="GB", help="Memory of one GPU.")
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+def init(path: Path, **answers: Any) -> None:
+    """Write a commented file to start from (PATH, run.yaml); what is not given is asked for."""
+    from flows import starting
+
+    starting.init(path, **answers)
+
+
 @cli.group()
 def artifacts() -> None:
     """Look at and look after the artifact store."""
