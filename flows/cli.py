@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
+from configs.errors import ConfigError
 from flows.command import GivenConfig, command, config_command, say, write_json
 from flows.server import need_server
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 STAGES = ("fetch", "tokenize", "pack", "train", "merge", "publish")
 
+gpu_option = click.option("--gpu", metavar="NAME", help="GPU to judge for, h100 or 8xh100; default: this machine's.")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 quiet_option = click.option("--quiet", is_flag=True, help="Only errors and retries, for logs.")
 refresh_option = click.option(
@@ -87,31 +89,38 @@ _stage_command("publish", "Publish the model of CONFIG, and do what publishing l
 @config_command(cli)
 @click.option("--until", type=click.Choice(STAGES), default="publish", help="The last stage that is wanted.")
 @refresh_option
+@gpu_option
 @json_option
-def plan(given: GivenConfig, until: StageName, refresh: Sequence[StageName], as_json: bool) -> None:
-    """Say what a run of CONFIG would do, what it would reuse, and why."""
-    from flows.planning import plan_document, show_plan
+def plan(given: GivenConfig, until: StageName, refresh: Sequence[StageName], gpu: str | None, as_json: bool) -> None:
+    """Say what a run of CONFIG would do, what it would reuse and why, whether it fits, and what is wrong with it."""
+    from flows.planning import plan_document
 
-    loaded = given.load()
-    document = plan_document(loaded, until=until, refresh=refresh)
+    document = plan_document(given.load(), until=until, refresh=refresh, gpu=gpu)
     if as_json:
         write_json(document)
     else:
+        from flows.plan_view import show_plan
+
         show_plan(document)
+    _refuse(document, strict=given.strict)
 
 
 @config_command(cli)
+@gpu_option
 @json_option
-def validate(given: GivenConfig, as_json: bool) -> None:
-    """Check CONFIG: its keys and values, and that its model and data are there."""
-    from flows.planning import preflight
+def validate(given: GivenConfig, gpu: str | None, as_json: bool) -> None:
+    """Check CONFIG: its keys and values, its model, tokenizer and data, and what would go wrong in training."""
+    from flows.planning import validate_document
 
-    loaded = given.load()
-    preflight(loaded)
+    document = validate_document(given.load(), gpu=gpu)
     if as_json:
-        write_json({"valid": True, "problems": [], "notices": [vars(notice) for notice in loaded.notices]})
+        write_json(document)
     else:
-        say(f"{given.path}: valid")
+        from flows.plan_view import show_findings
+
+        show_findings(document, to_stderr=True)
+        say(f"{given.path}: {'valid' if document['valid'] else 'not valid'}")
+    _refuse(document, strict=given.strict)
 
 
 @config_command(cli)
@@ -262,6 +271,12 @@ def artifacts_gc(store: Path, days: float, forget: Sequence[str], dry_run: bool,
     store_view.gc(store, days, forget, dry_run=dry_run, as_json=as_json)
 
 
+def _refuse(document: dict[str, Any], *, strict: bool) -> None:
+    """End with the exit code of a wrong configuration if the findings say so."""
+    if document["problems"] or (strict and document["warnings"]):
+        sys.exit(ConfigError.exit_code)
+
+
 def _run(
     given: GivenConfig,
     *,
@@ -273,7 +288,9 @@ def _run(
     from flows.running import run_pipeline
 
     loaded = given.load()
-    results = run_pipeline(loaded, given.overrides, until=until, refresh=refresh, quiet=quiet or as_json)
+    results = run_pipeline(
+        loaded, given.overrides, until=until, refresh=refresh, quiet=quiet or as_json, strict=given.strict
+    )
     if as_json:
         stages: list[dict[str, Any]] = [
             {

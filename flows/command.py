@@ -70,9 +70,10 @@ def config_command(group: click.Group, **attributes: Any) -> Callable[[Callable[
     def decorate(function: Callable[..., None]) -> click.Command:
         @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="CONFIG [KEY=VALUE | --KEY VALUE]...")
         @click.option("--lenient", is_flag=True, help="Unknown keys have no effect, and do not stop the command.")
+        @click.option("--strict", is_flag=True, help="Warnings stop the command too.")
         @functools.wraps(function)
-        def given(*args: Any, words: tuple[str, ...], lenient: bool, **kwargs: Any) -> None:
-            function(_given(words, lenient=lenient), *args, **kwargs)
+        def given(*args: Any, words: tuple[str, ...], lenient: bool, strict: bool, **kwargs: Any) -> None:
+            function(_given(words, lenient=lenient, strict=strict), *args, **kwargs)
 
         return command(group, context_settings={"ignore_unknown_options": True}, **attributes)(given)
 
@@ -86,6 +87,7 @@ class GivenConfig:
     path: Path
     overrides: tuple[str, ...]
     lenient: bool
+    strict: bool
 
     def load(self) -> LoadedRun:
         """Return the run, and say what is accepted but not as it might be meant.
@@ -99,14 +101,14 @@ class GivenConfig:
         return loaded
 
 
-def _given(words: Sequence[str], *, lenient: bool) -> GivenConfig:
+def _given(words: Sequence[str], *, lenient: bool, strict: bool) -> GivenConfig:
     context = click.get_current_context()
     read = read_words(words, [name for option in context.command.params for name in option.opts if name[:2] == "--"])
     if read.problems:
         raise ConfigError(read.problems)
     if read.config is None:
         raise click.MissingParameter(ctx=context, param_hint="CONFIG", param_type="argument")
-    return GivenConfig(Path(read.config), read.overrides, lenient)
+    return GivenConfig(Path(read.config), read.overrides, lenient, strict)
 
 
 def _report(error: Exception, *, as_json: bool, with_traceback: bool) -> int:

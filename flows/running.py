@@ -11,23 +11,33 @@ from contextlib import contextmanager
 
 import httpx
 from rich.console import Console
+from rich.markup import escape
 
 from configs.load import LoadedRun
+from flows.command import say
 from flows.display import LiveTable, PlainLines
+from flows.planning import plan_stages, preflight
 from flows.server import prefect_server, server_is_configured
 from stages.errors import TransientError
 from stages.export import export
-from stages.pipeline import StageName, plan, stages_until
+from stages.pipeline import StageName, stages_until
 from stages.stage import StageResult, open_run
 from tasks.listener import listening
 
 
 def run_pipeline(
-    loaded: LoadedRun, overrides: Sequence[str], *, until: StageName, refresh: Sequence[StageName], quiet: bool
+    loaded: LoadedRun,
+    overrides: Sequence[str],
+    *,
+    until: StageName,
+    refresh: Sequence[StageName],
+    quiet: bool,
+    strict: bool = False,
 ) -> list[StageResult]:
     """Return what became of each stage, in order.
 
     Raises:
+        ConfigError: something would go wrong in a stage that has to run; with `strict`, something is unusual.
         SftError: a stage failed.
     """
     display = _display([stage.name for stage in stages_until(until)], quiet=quiet)
@@ -39,6 +49,11 @@ def run_pipeline(
                     display.started(result.stage)
                     display.finished(result)
             return results
+    outlook = preflight(loaded, until=until, refresh=refresh)
+    if outlook is not None:
+        outlook.stop(strict=strict)
+        for warning in () if quiet else outlook.at("warning"):
+            say(f"[yellow]warning[/yellow] {escape(str(warning))}")
     with display, _terminable(), _quiet_prefect(), prefect_server():
         from flows.sft import sft
 
@@ -64,7 +79,7 @@ def _from_store(loaded: LoadedRun, *, until: StageName, refresh: Sequence[StageN
     """Return the results of a run that has nothing to do, or None if a stage has to run."""
     started = time.monotonic()
     context, store = open_run(loaded.run)
-    planned = plan(context, store, until=until, refresh=refresh)
+    planned = plan_stages(loaded, context, store, until=until, refresh=refresh)
     artifacts = {step.stage: step.artifact for step in planned if step.artifact is not None}
     if len(artifacts) < len(planned):
         return None

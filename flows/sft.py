@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.runtime import deployment
 from pydantic import Field
 
 from configs.keys import known_keys
-from configs.load import load_run
+from configs.load import LoadedRun, load_run
 from flows import events
 from flows.deployments.names import deployment_name
 from flows.held import hold_if_sick
+from flows.planning import preflight
 from stages.artifacts import Artifact, Store
 from stages.errors import StageError
 from stages.export import export
@@ -51,7 +53,9 @@ def sft(
     """
     if deployment.id:
         end_with_parent()  # a worker that is killed takes its runs along
-    run = load_run(Path(config), overrides or (), lenient=lenient).run
+    loaded = load_run(Path(config), overrides or (), lenient=lenient)
+    run = loaded.run
+    _look_ahead(loaded, until, refresh or ())
     context, store = open_run(run)
     _check_start(context, store, start, until)
     name = deployment_name(run, Path(config))
@@ -72,6 +76,19 @@ def sft(
         payload = {"config": config, "overrides": list(overrides or ()), "output_dir": run.output_dir}
         events.tell(events.AFTER_STAGE[until], name, payload, chain=chain)
     return results
+
+
+def _look_ahead(loaded: LoadedRun, until: StageName, refresh: Sequence[StageName]) -> None:
+    """Refuse what would go wrong later, and log what is unusual: a deployment has no terminal that told it before.
+
+    Raises:
+        ConfigError: with all that would go wrong.
+    """
+    outlook = preflight(loaded, until=until, refresh=refresh)
+    if outlook is not None:
+        outlook.stop()
+        for warning in outlook.at("warning"):
+            get_run_logger().warning(str(warning))
 
 
 def _check_start(context: Context, store: Store, start: StageName, until: StageName) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from stages.artifacts import Artifact, Store, digest_of
+from stages.errors import TransientError
 from stages.fetch import STAGE as FETCH
 from stages.merge import STAGE as MERGE
 from stages.pack import STAGE as PACK
@@ -64,7 +65,10 @@ def _plan_stage(stage: Stage, context: Context, upstream: Upstream, store: Store
     unknown = [name for name in stage.needs if name not in upstream]
     if unknown:
         return PlannedStage(stage.name, "run", None, f"{unknown[0]} runs first; its result decides")
-    inputs = stage.key_inputs(context, upstream)
+    try:
+        inputs = stage.key_inputs(context, upstream)
+    except TransientError as error:
+        return PlannedStage(stage.name, "run", None, f"what it reads cannot be looked up now: {error}")
     key = digest_of(inputs)
     if refresh:
         return PlannedStage(stage.name, "run", key, "asked for by --refresh")
@@ -79,25 +83,25 @@ def _plan_stage(stage: Stage, context: Context, upstream: Upstream, store: Store
         return PlannedStage(stage.name, "run", key, "there is no artifact of this stage yet")
     if last.key == key:
         return PlannedStage(stage.name, "run", key, store.damage(last)[0])
-    changes = tuple(_differences(last.manifest.inputs, inputs))
+    changes = tuple(differences(last.manifest.inputs, inputs))
     return PlannedStage(stage.name, "run", key, f"{len(changes)} of its inputs changed", changes)
 
 
-def _differences(before: Any, after: Any, place: str = "") -> list[str]:
+def differences(before: Any, after: Any, place: str = "") -> list[str]:
     """Return a sentence for each place where two JSON values differ.
 
-    >>> _differences({"seed": 1, "r": [1, 2]}, {"seed": 2, "r": [1, 2]})
+    >>> differences({"seed": 1, "r": [1, 2]}, {"seed": 2, "r": [1, 2]})
     ['seed: 1 -> 2']
     """
     if isinstance(before, dict) and isinstance(after, dict):
         found = []
         for key in sorted(before.keys() | after.keys()):
             inner = f"{place}.{key}" if place else key
-            found += _differences(before.get(key), after.get(key), inner)
+            found += differences(before.get(key), after.get(key), inner)
         return found
     if isinstance(before, list | tuple) and isinstance(after, list | tuple) and len(before) == len(after):
         pairs = enumerate(zip(before, after, strict=True))
-        return [line for position, (old, new) in pairs for line in _differences(old, new, f"{place}.{position}")]
+        return [line for position, (old, new) in pairs for line in differences(old, new, f"{place}.{position}")]
     return [] if before == after else [f"{place}: {_short(before)} -> {_short(after)}"]
 
 
