@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 from configs.load import LoadedRun
@@ -20,7 +21,7 @@ from stages.preflight.scene import note, refused
 from stages.stage import Context, open_run
 from stages.tokens import Packs
 from stages.train.balance import training_costs
-from stages.train.machine import precision, this_machine, threads
+from stages.train.machine import Machine, precision, this_machine, threads
 from stages.train.schedule import plan_schedule, waiting_of
 from stages.train.stage import key_inputs
 
@@ -88,9 +89,8 @@ def plan_stages(
 def _elsewhere(steps: Sequence[PlannedStage], context: Context, outlook: Outlook) -> list[PlannedStage]:
     """Return the plan for another machine: where its training has other inputs, that and what follows would run."""
     devices = outlook.devices
-    try:
-        here, there = (key_inputs(context, machine) for machine in (this_machine(), devices.machine))
-    except (ConfigError, TransientError):  # a finding says it
+    here, there = _training_inputs(context, this_machine()), _training_inputs(context, devices.machine)
+    if here is None or there is None:
         return list(steps)
     changes = tuple(differences(here, there))
     if not changes:
@@ -105,6 +105,14 @@ def _elsewhere(steps: Sequence[PlannedStage], context: Context, outlook: Outlook
         else PlannedStage(step.stage, "run", None, f"{names[at - 1]} runs first; its result decides")
         for at, step in enumerate(steps)
     ]
+
+
+def _training_inputs(context: Context, machine: Machine) -> dict[str, Any] | None:
+    """Return the key inputs of the training on a machine, None if something for them is not there: a finding says it."""
+    try:
+        return key_inputs(context, machine)
+    except (ConfigError, TransientError, PackageNotFoundError):
+        return None
 
 
 def finished_in(steps: Sequence[PlannedStage]) -> list[str]:
@@ -278,13 +286,9 @@ def _training_time(context: Context, store: Store, training: dict[str, Any], out
     if "tokens" not in training or training["precision"] is None:
         return None
     run, devices = context.run, outlook.devices
-    try:
-        inputs = key_inputs(context, devices.machine)
-    except (ConfigError, TransientError):  # a finding says it
-        inputs = {}
     return training_time(
         store,
-        inputs,
+        _training_inputs(context, devices.machine) or {},
         run,
         outlook.shape,
         tokens=training["tokens"],
