@@ -139,7 +139,6 @@ REFUSED: dict[str, str] = spread(
         "remove it; fsdp_config shards the weights, experts too, over all processes": (
             "tensor_parallel_size dp_replicate_size expert_parallel_size"
         ),
-        "remove it; a run always continues from its newest complete checkpoint": "resume_from_checkpoint",
         "use datasets with type: completion": "pretraining_dataset pretraining_sample_concatenation",
         "use datasets; fetch reads in constant memory anyway": "streaming",
         "use datasets with type chat_template or completion; rows are always prepared": "skip_prepare_dataset",
@@ -179,12 +178,6 @@ REFUSED: dict[str, str] = spread(
         "remove it; the Trainer is this project's": "trainer_cls",
         "set the environment variable COMET_API_KEY; this file is copied into output_dir": "comet_api_key",
         "publish to a folder or fsspec URL: publish: s3://bucket/model": "hub_model_id hub_strategy hub_revision",
-        "remove it; watch eval_loss in metrics.jsonl": (
-            "early_stopping_patience load_best_model_at_end metric_for_best_model greater_is_better"
-        ),
-        "remove it; a checkpoint always holds all that a training needs to continue": "save_only_model save_first_step",
-        "use eval_steps or evals_per_epoch": "eval_strategy",
-        "use save_steps or saves_per_epoch": "save_strategy",
         "use lora_target_linear: true; the kernels of unsloth are not used": (
             "unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o unsloth_rms_norm unsloth_rope unsloth_cross_entropy_loss"
         ),

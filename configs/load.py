@@ -274,6 +274,9 @@ def _with_paths(run: RunConfig, folder: Path) -> RunConfig:
             "base_model": found(run.base_model),
             "tokenizer_config": found(run.tokenizer_config) if run.tokenizer_config else None,
             "lora_model_dir": found(run.lora_model_dir) if run.lora_model_dir else None,
+            "resume_from_checkpoint": found(resumed)
+            if isinstance(resumed := run.resume_from_checkpoint, str)
+            else None,
             "chat_template_jinja": found_template(run.chat_template_jinja),
             "datasets": found_sources(run.datasets),
             "test_datasets": found_sources(run.test_datasets),

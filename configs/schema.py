@@ -39,6 +39,10 @@ def _as_list(value: Any) -> Any:
 Strings = Annotated[tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=str | tuple[str, ...])]
 
 
+def _as_no(value: Any) -> Any:
+    return "no" if value is False else value  # YAML reads a bare `no` as false
+
+
 def _as_pairs(value: Any) -> Any:
     """Read "betas=0.9,eps=1e-6" as a mapping of names to words."""
     if not isinstance(value, str):
@@ -442,6 +446,27 @@ class RunConfig(Section):
     save_steps: float | None = Field(None, gt=0, description="Steps between checkpoints, or a fraction of all.")
     saves_per_epoch: int | None = Field(None, ge=0, description="Checkpoints per epoch.")
     save_total_limit: int = Field(4, ge=1, description="Checkpoints that are kept.")
+    save_strategy: Annotated[Literal["no", "steps", "epoch", "best"] | None, BeforeValidator(_as_no)] = Field(
+        None, description="When checkpoints are written; best: when eval_loss is lower than ever. Default: each epoch."
+    )
+    save_first_step: bool = Field(False, description="A checkpoint after the first step as well.")
+    save_only_model: bool = Field(
+        False, description="Checkpoints without optimizer: smaller, but no training goes on from them."
+    )
+    resume_from_checkpoint: bool | str | None = Field(
+        None, description="Folder of a checkpoint to start from. Its own newest one a training always goes on from."
+    )
+    eval_strategy: Annotated[Literal["no", "steps", "epoch"] | None, BeforeValidator(_as_no)] = Field(
+        None, description="When to evaluate, besides the end: as eval_steps says, or after each epoch."
+    )
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="Training ends after so many evaluations that are no better; the best weights are kept."
+    )
+    load_best_model_at_end: bool = Field(False, description="The model is that of the lowest eval_loss, not the last.")
+    metric_for_best_model: Literal["loss", "eval_loss"] | None = Field(
+        None, description="What the best model is judged by: the loss on the evaluation set."
+    )
+    greater_is_better: Literal[False] | None = Field(None, description="Of a loss, less is better.")
     output_dir: str = Field("./model-out", description="Receives the final files of the run.")
 
     # The file itself
@@ -606,9 +631,38 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _evaluation_has_rows(self) -> RunConfig:
-        if not self.val_set_size and self.eval_steps is not None:
-            raise ValueError("eval_steps asks for an evaluation set; set val_set_size: 0.05, or remove eval_steps")
+        if self.val_set_size or self.test_datasets:
+            return self
+        for key in ("eval_steps", "early_stopping_patience", "load_best_model_at_end"):
+            if getattr(self, key):
+                raise ValueError(f"{key} asks for an evaluation set; set val_set_size: 0.05, or remove {key}")
+        if self.save_strategy == "best" or self.eval_strategy not in (None, "no"):
+            key = "save_strategy" if self.save_strategy == "best" else "eval_strategy"
+            raise ValueError(f"{key} asks for an evaluation set; set val_set_size: 0.05, or remove {key}")
         return self
+
+    @model_validator(mode="after")
+    def _strategies(self) -> RunConfig:
+        if self.save_strategy not in (None, "steps") and (self.save_steps or self.saves_per_epoch):
+            raise ValueError("save_strategy contradicts save_steps and saves_per_epoch; remove save_strategy")
+        if self.eval_strategy not in (None, "steps") and (self.eval_steps or self.evals_per_epoch):
+            raise ValueError("eval_strategy contradicts eval_steps and evals_per_epoch; remove eval_strategy")
+        if self.eval_strategy == "steps" and not (self.eval_steps or self.evals_per_epoch):
+            raise ValueError("eval_strategy: steps needs their number; set eval_steps: 0.1")
+        often = self.eval_steps or self.evals_per_epoch or self.eval_strategy == "epoch"
+        if self.early_stopping_patience and not often:
+            raise ValueError("early_stopping_patience needs several evaluations; set evals_per_epoch: 4")
+        return self
+
+    @property
+    def picks_best(self) -> bool:
+        """Return whether the final weights are those of the lowest loss on the evaluation set."""
+        return self.load_best_model_at_end or self.early_stopping_patience is not None
+
+    @property
+    def keeps_best(self) -> bool:
+        """Return whether there is always a checkpoint of these weights."""
+        return self.picks_best or self.save_strategy == "best"
 
     @property
     def sharding(self) -> Literal["none", "fsdp2", "zero0", "zero1", "zero2", "zero3"]:

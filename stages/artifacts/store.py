@@ -113,6 +113,11 @@ class ArtifactWriter:
         """Return the key of the artifact that is being made."""
         return self._key
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Return what determines the artifact, in clear: what its key is the digest of."""
+        return self._inputs
+
     def earlier(self) -> Iterator[Artifact]:
         """Yield the complete artifacts of this stage, newest first, whose parts may be used again.
 

@@ -63,6 +63,9 @@ def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",
+        save_only_model=run.save_only_model and run.sharding == "none",
+        metric_for_best_model="eval_loss" if run.picks_best else None,
+        greater_is_better=False,
         eval_strategy="no",
         disable_tqdm=True,
         report_to="none",
@@ -71,6 +74,7 @@ def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
     settings |= fsdp_arguments(run.fsdp_config, on_gpu=on_gpu)
     settings |= deepspeed_arguments(run, job.precision, on_gpu=on_gpu)
     arguments = TrainingArguments(**settings)
+    arguments.load_best_model_at_end = run.picks_best  # its check wants the Trainer's own evaluations and checkpoints
     shard_on_cpu(arguments)
     return arguments
 

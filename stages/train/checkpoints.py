@@ -19,10 +19,10 @@ MARKER = "complete.json"
 PREFIX = "checkpoint-"
 
 
-def seal(folder: Path, *, key: str, step: int) -> None:
-    """Flush every file of a folder to disk and mark the folder as whole."""
+def seal(folder: Path, *, key: str, step: int, resumable: bool = True) -> None:
+    """Flush every file of a folder to disk and mark the folder as whole; `resumable`: a training can go on from it."""
     _flush_folder(folder)
-    write_whole(folder / MARKER, {"key": key, "step": step, "files": describe(folder)})
+    write_whole(folder / MARKER, {"key": key, "step": step, "resumable": resumable, "files": describe(folder)})
     flush(folder)
     flush(folder.parent)
 
@@ -34,17 +34,20 @@ def seal_final(marker: Path, folder: Path, *, key: str, facts: dict[str, Any]) -
 
 
 def newest_checkpoint(work: Path, key: str) -> Path | None:
-    """Return the newest checkpoint that is whole and belongs to `key`; remove those newer than it that are not."""
+    """Return the newest whole and resumable checkpoint of `key`; remove those newer than it that are not whole."""
     for folder in sorted(work.glob(f"{PREFIX}*"), key=step_of, reverse=True):
-        if is_whole(folder / MARKER, folder, key):
+        if not is_whole(folder / MARKER, folder, key):
+            shutil.rmtree(folder)
+        elif orjson.loads((folder / MARKER).read_bytes()).get("resumable", True):
             return folder
-        shutil.rmtree(folder)
     return None
 
 
-def rotate(work: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints. Call it when the newest one is marked."""
+def rotate(work: Path, keep: int, *, best: int | None = None) -> None:
+    """Remove all but the newest `keep` checkpoints and that of the step `best`. Call it when the newest is marked."""
     for folder in sorted(work.glob(f"{PREFIX}*"), key=step_of)[:-keep]:
+        if step_of(folder) == best:
+            continue
         (folder / MARKER).unlink(missing_ok=True)  # first, so that half of a checkpoint never looks whole
         shutil.rmtree(folder)
 

@@ -22,6 +22,7 @@ class Job(BaseModel):
         model_name: how the saved adapter names its base model.
         model_commit: commit of the base model on the Hub; None for a folder.
         adapter: folder of the adapter whose training goes on, if there is one.
+        checkpoint: folder of a checkpoint of another training to start from, if there is one.
         work: working folder, kept between tries.
         precision: precision of the computation.
         tf32: whether float32 matrix products are computed in TensorFloat-32.
@@ -38,6 +39,7 @@ class Job(BaseModel):
     model_name: str
     model_commit: str | None
     adapter: Path | None = None
+    checkpoint: Path | None = None
     work: Path
     precision: Precision
     tf32: bool

@@ -12,6 +12,9 @@ import numpy.typing as npt
 from configs.schema import RunConfig
 from stages.train.balance import Costs, epoch_order, waiting
 
+SAVE_STEPS = 500
+"""Steps between checkpoints with `save_strategy: steps` alone: the Trainer's."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -67,10 +70,7 @@ def plan_schedule(
     steps = math.ceil(round(run.num_epochs * per_epoch, 6))  # 1.1 * 10 is a little more than 11 in binary
     if run.max_steps is not None:
         steps = min(steps, run.max_steps)
-    saves = _cadence(steps, per_epoch, run.save_steps, run.saves_per_epoch)
-    if run.save_steps is None and run.saves_per_epoch is None:
-        saves = _cadence(steps, per_epoch, None, 1) | {steps}
-    evals = _cadence(steps, per_epoch, run.eval_steps, run.evals_per_epoch) | {steps}
+    evals = _cadence(steps, per_epoch, run.eval_steps, run.evals_per_epoch or (run.eval_strategy == "epoch")) | {steps}
     return Schedule(
         sequences=sequences,
         batch=batch,
@@ -78,7 +78,7 @@ def plan_schedule(
         steps=steps,
         warmup_steps=_warmup_steps(run, steps),
         logging_steps=run.logging_steps or min(max(int(0.005 * steps), 1), 10),
-        saves=saves,
+        saves=_saves(run, steps, per_epoch),
         evals=evals if eval_sequences else frozenset(),
         seed=run.seed,
         costs=np.ones(sequences) if costs is None else costs,
@@ -114,6 +114,18 @@ def _warmup_steps(run: RunConfig, steps: int) -> int:
     else:
         wanted = min(int(0.03 * steps), 100)
     return 2 if wanted == 1 else wanted
+
+
+def _saves(run: RunConfig, steps: int, steps_per_epoch: int) -> frozenset[int]:
+    """Return the steps after which a checkpoint is written whatever the evaluations say."""
+    first = frozenset({1}) if run.save_first_step else frozenset()
+    if run.save_steps is not None or run.saves_per_epoch is not None:
+        return first | _cadence(steps, steps_per_epoch, run.save_steps, run.saves_per_epoch)
+    if run.save_strategy in ("no", "best"):
+        return first
+    if run.save_strategy == "steps":
+        return first | _cadence(steps, steps_per_epoch, SAVE_STEPS, None)
+    return first | _cadence(steps, steps_per_epoch, None, 1) | {steps}
 
 
 def _cadence(steps: int, steps_per_epoch: int, every: float | None, per_epoch: int | None) -> frozenset[int]:

@@ -22,7 +22,7 @@ from stages.train.machine import Machine, precision, tf32, this_machine, threads
 from stages.train.outcome import error_of
 from stages.train.rules import check, needed_packages
 from stages.train.schedule import plan_schedule
-from stages.train.start import adapter_folder, started_from
+from stages.train.start import adapter_folder, check_steps_left, checkpoint_folder, started_from
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 ADAPTER_KEYS = (
@@ -59,6 +59,14 @@ LATER_KEYS = (
     "lr_groups",
 )
 """Keys that came later are in a key only where they are set: older trainings stay what they are."""
+PICKING_KEYS = (
+    "early_stopping_patience",
+    "load_best_model_at_end",
+    "eval_steps",
+    "evals_per_epoch",
+    "eval_strategy",
+)
+"""What changes the weights where the loss on the evaluation set picks them."""
 SAMPLE_KEYS = (
     "num_generation_samples",
     "generation_max_new_tokens",
@@ -121,6 +129,7 @@ def key_inputs(context: Context, machine: Machine) -> dict[str, Any]:
         "tf32": tf32(run, machine),
         "world_size": world_size(run, machine),
         "evaluates_in_passes_of": _eval_pass(run),
+        **(_set_of(run, PICKING_KEYS) if run.picks_best else {}),
         **_also_recorded(run),
         "libraries": {name: version(name) for name in (*LIBRARIES, *needed_packages(run))},
     }
@@ -161,8 +170,7 @@ def _produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> di
             shutil.copyfile(path, draft.path)
     work.done.unlink()  # a refreshed run trains again, from the last checkpoint on
     shutil.rmtree(work.final)
-    content = find_model(context.run).content(MODEL_FILES, context.digests)
-    return {**facts, "base_model": content}
+    return {**facts, "base_model": writer.inputs["base_model"]}
 
 
 def _train(job: Job, work: WorkFolder, context: Context, upstream: Upstream) -> None:
@@ -176,6 +184,7 @@ def _train(job: Job, work: WorkFolder, context: Context, upstream: Upstream) -> 
         eval_sequences=len(Packs.read(packs.path("eval.arrow"))),
         world_size=job.world_size,
     )
+    check_steps_left(job.checkpoint, schedule.steps)
     code = launch(job, work, context, threads=threads(job.run, job.world_size), steps=schedule.steps)
     if not is_whole(work.done, work.final, job.key):
         raise error_of(work, code)
@@ -183,7 +192,7 @@ def _train(job: Job, work: WorkFolder, context: Context, upstream: Upstream) -> 
 
 def _job(context: Context, upstream: Upstream, writer: ArtifactWriter) -> Job:
     run, machine = context.run, this_machine()
-    source = find_model(run)
+    source = find_model(run).at(writer.inputs["base_model"])
     folder = source.folder(MODEL_FILES).resolve()
     return Job(
         key=writer.key,
@@ -194,6 +203,7 @@ def _job(context: Context, upstream: Upstream, writer: ArtifactWriter) -> Job:
         model_name=source.name if source.commit else folder.name,
         model_commit=source.commit,
         adapter=adapter_folder(run),
+        checkpoint=checkpoint_folder(run),
         work=writer.work.resolve(),
         precision=precision(run, machine),
         tf32=tf32(run, machine),

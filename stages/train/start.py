@@ -1,4 +1,4 @@
-"""What a training starts from besides the base model: an adapter that is trained further. No torch here."""
+"""What a training starts from besides the base model: an adapter, or another training's checkpoint. No torch here."""
 
 from __future__ import annotations
 
@@ -12,20 +12,62 @@ from stages.base_model import ADAPTER_FILES, find_adapter
 from stages.errors import ConfigError, Problem
 from stages.stage import Context
 
+STATE = "trainer_state.json"
+"""What makes a folder a checkpoint: the Trainer's own record of the steps that are done."""
+
 
 def started_from(context: Context) -> dict[str, Any]:
     """Return what identifies the content that a training starts from, for its key; nothing without any.
 
     Raises:
-        ConfigError: there is no such adapter, or the configuration asks for one of another shape.
+        ConfigError: there is no such adapter or checkpoint, or the configuration asks for one of another shape.
     """
-    adapter = find_adapter(context.run)
-    if adapter is None:
-        return {}
-    problems = _conflicts(context.run, adapter.folder(ADAPTER_FILES))
-    if problems:
-        raise ConfigError(problems)
-    return {"adapter_to_start_from": adapter.content(ADAPTER_FILES, context.digests)}
+    content: dict[str, Any] = {}
+    adapter, checkpoint = find_adapter(context.run), checkpoint_folder(context.run)
+    if adapter is not None:
+        problems = _conflicts(context.run, adapter.folder(ADAPTER_FILES))
+        if problems:
+            raise ConfigError(problems)
+        content["adapter_to_start_from"] = adapter.content(ADAPTER_FILES, context.digests)
+    if checkpoint is not None:
+        paths = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+        files = {path.relative_to(checkpoint).as_posix(): context.digests.sha256(path) for path in paths}
+        content["checkpoint_to_start_from"] = files
+    return content
+
+
+def checkpoint_folder(run: RunConfig) -> Path | None:
+    """Return the checkpoint of another training that this one starts from.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    name = run.resume_from_checkpoint
+    if not isinstance(name, str):
+        return None
+    folder = Path(name).expanduser().resolve()
+    if not (folder / STATE).is_file():
+        rule = f"there is no checkpoint: no {STATE} in this folder"
+        remedy = "Name a folder checkpoint-N, or remove it: a run always goes on from its own newest checkpoint."
+        raise ConfigError([_problem("resume_from_checkpoint", name, rule, remedy)])
+    weights = "adapter_model.safetensors" if run.adapter else "model.safetensors"
+    if run.sharding == "none" and not any(folder.glob(f"{weights}*")):
+        rule, remedy = f"the checkpoint has no {weights}", "Name one of the same kind of training (adapter or full)."
+        raise ConfigError([_problem("resume_from_checkpoint", name, rule, remedy)])
+    return folder
+
+
+def check_steps_left(checkpoint: Path | None, steps: int) -> None:
+    """Refuse a checkpoint behind the end of the training.
+
+    Raises:
+        ConfigError: with the number of steps.
+    """
+    done = 0 if checkpoint is None else int(orjson.loads((checkpoint / STATE).read_bytes())["global_step"])
+    if checkpoint is not None and done >= steps:
+        rule = f"it is of step {done}, and this training has {steps} steps"
+        remedy = "Raise num_epochs or max_steps, or remove resume_from_checkpoint."
+        raise ConfigError([_problem("resume_from_checkpoint", checkpoint, rule, remedy)])
 
 
 def adapter_folder(run: RunConfig) -> Path | None:

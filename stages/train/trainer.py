@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer with our batches, and the callbacks that log, evaluate, save and stop."""
+"""Hugging Face's Trainer with our batches, and the callback that records what it does."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import os
 import resource
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import (
@@ -28,12 +26,10 @@ from transformers import (
 from configs.schema import RunConfig
 from stages.errors import StageError
 from stages.lifeline import die_with_parent
-from stages.train.checkpoints import PREFIX, rotate, seal
 from stages.train.data import Batch, Batches, RankPasses, eval_passes
 from stages.train.learning_rate import own_schedule, parameter_groups
 from stages.train.metrics import MetricsLog
 from stages.train.schedule import Schedule
-from stages.train.stopping import StopFlag
 
 MOST_ROWS_NAMED = 8
 
@@ -187,40 +183,6 @@ class Inspection(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Look, before the clock starts."""
         self._inspect()
-
-
-class Course(TrainerCallback):  # type: ignore[misc]
-    """Evaluates, saves and stops at the steps of the schedule, on all processes alike."""
-
-    def __init__(self, schedule: Schedule, stop: StopFlag, *, key: str, keep: int) -> None:
-        self._schedule, self._stop, self._key, self._keep = schedule, stop, key, keep
-        self.stopped_at: int | None = None
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Say what follows this step."""
-        step = state.global_step
-        control.should_evaluate = step in self._schedule.evals
-        control.should_save = step in self._schedule.saves
-        if step < self._schedule.steps and self._asked_to_stop(args):
-            self.stopped_at = step
-            control.should_save = control.should_training_stop = True
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Mark the checkpoint as whole when every process has written its part, then remove the oldest."""
-        if args.world_size > 1:
-            distributed.barrier()
-        if args.process_index == 0:
-            work = Path(args.output_dir)
-            seal(work / f"{PREFIX}{state.global_step}", key=self._key, step=state.global_step)
-            rotate(work, self._keep)
-
-    def _asked_to_stop(self, args: TrainingArguments) -> bool:
-        """Return whether any process was asked to stop: the signal reaches them at different steps."""
-        if args.world_size == 1:
-            return self._stop.is_set
-        flag = torch.tensor(int(self._stop.is_set), device=args.device)
-        distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
-        return bool(flag.item())
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]

@@ -24,6 +24,7 @@ from stages.train.arguments import training_arguments
 from stages.train.attention import check_isolation
 from stages.train.balance import training_costs
 from stages.train.checkpoints import newest_checkpoint, seal_final, step_of
+from stages.train.course import Course, best_step
 from stages.train.data import Batches, BatchForm
 from stages.train.health import as_record, judge
 from stages.train.job import Job, WorkFolder
@@ -38,7 +39,7 @@ from stages.train.segments import attend_by_sample
 from stages.train.sharding import check_sharded, settle_precision, whole_weights
 from stages.train.stopping import StopFlag
 from stages.train.tracking import tracking
-from stages.train.trainer import Course, PackedTrainer, Recorder
+from stages.train.trainer import PackedTrainer, Recorder
 from stages.train.watch import setting_of, watchers
 
 LAST_STEPS = 10
@@ -86,7 +87,7 @@ def _train(job: Job, stop: StopFlag) -> int:
     attend_by_sample(model)
     form = batch_form(job, tokens, model)
     batches, eval_batches = Batches(rows, train_packs, form), Batches(rows, eval_packs, _eval_form(form, run))
-    course = Course(schedule, stop, key=job.key, keep=run.save_total_limit)
+    course = Course(run, schedule, stop, key=job.key)
     recorder = [Recorder(MetricsLog(work.metrics), schedule, batches)] if is_first else []
     trainer = PackedTrainer(
         model,
@@ -220,7 +221,9 @@ def _checkpoint_for_all(job: Job, work: WorkFolder, *, is_first: bool) -> str | 
             MetricsLog(log).cut(step_of(checkpoint) if checkpoint else -1)
         if checkpoint:
             logger.info("continuing from the checkpoint of step %d", step_of(checkpoint))
-            chosen = [str(checkpoint)]
+        elif job.checkpoint:
+            logger.info("starting from %s", job.checkpoint)
+        chosen = [str(found) if (found := checkpoint or job.checkpoint) else None]
     if distributed.is_initialized():
         distributed.broadcast_object_list(chosen)
     return chosen[0]
@@ -240,24 +243,32 @@ def _facts(trainer: PackedTrainer, job: Job, schedule: Schedule) -> dict[str, An
     """Return what the artifact states about the training; nothing that another try on the same input would change."""
     history = trainer.state.log_history
     steps = [record for record in history if "loss" in record]
+    picked = best_step(history) if job.run.picks_best else None
     losses = [record["loss"] for record in steps]
     last = losses[-max(1, min(LAST_STEPS, len(losses) // 10)) :]
     return {
         "kind": "adapter" if job.run.adapter else "model",
         "precision": job.precision,
         "quantization": quantization(job.run, job.precision),
-        "steps": schedule.steps,
+        "steps": trainer.state.global_step,
         "steps_per_epoch": schedule.steps_per_epoch,
-        "epochs": round(schedule.epochs, 4),
+        "epochs": round(trainer.state.global_step / schedule.steps_per_epoch, 4),
+        **({} if picked is None else {"weights_of_step": picked}),
         "world_size": job.world_size,
         "waiting": waiting_of(schedule, job.run, job.world_size),
         "first_loss": losses[0],
         "final_loss": sum(last) / len(last),
-        "eval_loss": next((record["eval_loss"] for record in reversed(history) if "eval_loss" in record), None),
+        "eval_loss": _eval_loss(history, picked),
         "trained_tokens_seen": steps[-1]["trained_tokens"],
         "losses_digest": digest_of(losses),
         "health": as_record(judge(steps, setting_of(job.run, schedule, trainer.model))),
     }
+
+
+def _eval_loss(history: list[dict[str, Any]], step: int | None) -> float | None:
+    """Return the loss on the evaluation set of the weights of a step, or of the last ones."""
+    losses = [record for record in history if "eval_loss" in record and step in (None, record["step"])]
+    return losses[-1]["eval_loss"] if losses else None
 
 
 def _leave_together() -> None:
