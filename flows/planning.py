@@ -108,7 +108,7 @@ def _elsewhere(steps: Sequence[PlannedStage], context: Context, outlook: Outlook
 
 
 def _training_inputs(context: Context, machine: Machine) -> dict[str, Any] | None:
-    """Return the key inputs of the training on a machine, None if something for them is not there: a finding says it."""
+    """Return the key inputs of the training on a machine; None if something for them is missing: a finding says it."""
     try:
         return key_inputs(context, machine)
     except (ConfigError, TransientError, PackageNotFoundError):

@@ -162,7 +162,7 @@ def test_the_key_knows_the_checkpoint_and_what_picks_the_weights(bench: Bench, t
     assert key(eval_steps=1, load_best_model_at_end=True) != key(load_best_model_at_end=True)
     first, second = trained / "whole/checkpoint-4", trained / "whole/checkpoint-5"
     assert key(resume_from_checkpoint=str(first)) != key(resume_from_checkpoint=str(second)) != key()
-    with pytest.raises(ConfigError, match="resume_from_checkpoint = .*nowhere.*: there is no checkpoint"):
+    with pytest.raises(ConfigError, match=r"resume_from_checkpoint = .*nowhere.*: there is no checkpoint"):
         key(resume_from_checkpoint="nowhere")
     with pytest.raises(ConfigError, match="it is of step 4, and this training has 4 steps"):
         check_steps_left(first, 4)
