@@ -96,8 +96,9 @@ def test_ids_and_masks_do_not_depend_on_the_library(folder: Path, tmp_path: Path
     )
     def check(rows: list[list[Piece]], ends: EndRule) -> None:
         form = _Form(ends)
-        one, two = fast.encode(rows, form), reference.encode(rows, form)
-        alone = [reference.encode([row], form)[0] for row in rows]
+        together = [encoder.encode(rows, form) for encoder in (fast, reference)]
+        one, two = ([found.of(number) for number in range(len(rows))] for found in together)
+        alone = [reference.encode([row], form).of(0) for row in rows]
         by_offsets = reference._by_offsets(rows, form)
         for found in (one, two, alone):
             for row, want in zip(found, by_offsets, strict=True):

@@ -109,7 +109,7 @@ def encode(encoder: Encoder, template: str, reference: Any, row: dict[str, Any])
         pieces = form.pieces(read_row(orjson.dumps(row)))
     except Rejected as rejected:
         return rejected
-    (result,) = encoder.encode([pieces], form)
+    result = encoder.encode([pieces], form).of(0)
     return result if isinstance(result, Rejected) else result[0]
 
 
@@ -168,7 +168,7 @@ def test_a_beginning_of_sequence_stands_once_in_front(tmp_path: Path) -> None:
     encoder = Encoder(tmp_path, reference.bos_token_id, reference.eos_token_id, [reference.eos_token_id])
     form = make_format(fetched.make_run(Path("m"), {"type": "alpaca"}), 0, None)
     row = {"instruction": "Add 1 and 1", "output": "2"}
-    (result,) = encoder.encode([form.pieces(row)], form)
+    result = encoder.encode([form.pieces(row)], form).of(0)
     assert not isinstance(result, Rejected)
     text = reference.decode(result[0].ids.tolist(), skip_special_tokens=False)
     assert text.startswith("<|im_start|>Below is")
@@ -186,7 +186,7 @@ def test_which_end_tokens_are_trained(tmp_path: Path, mode: str, ends: list[int]
     run = fetched.make_run(Path("m"), {"train_on_eos": mode})
     form = make_format(run, 0, ChatTemplate(tiny.CHATML, {}))
     row = {"messages": [{"role": ("user", "assistant")[n % 2], "content": "abc"} for n in range(4)]}
-    (result,) = encoder.encode([form.pieces(row)], form)
+    result = encoder.encode([form.pieces(row)], form).of(0)
     assert not isinstance(result, Rejected)
     (tokens,) = result
     assert tokens.trained[tokens.ids == reference.eos_token_id].tolist() == [bool(end) for end in ends]
@@ -196,7 +196,7 @@ def test_a_completion_is_cut_into_rows(tmp_path: Path) -> None:
     reference = build(byte_level, tmp_path)
     encoder = Encoder(tmp_path, 1, 2, [2])
     form = make_format(fetched.make_run(Path("m"), {"type": "completion"}, sequence_len=5), 0, None)
-    (result,) = encoder.encode([form.pieces({"text": "0123456789 abc é"})], form)
+    result = encoder.encode([form.pieces({"text": "0123456789 abc é"})], form).of(0)
     assert not isinstance(result, Rejected)
     assert [len(part.ids) for part in result][:-1] == [5] * (len(result) - 1)
     assert all(part.trained.all() for part in result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from configs.schema import Train
 
@@ -21,24 +21,21 @@ class Rejected(Exception):  # noqa: N818  it is the verdict on a row, not a fail
         self.reason, self.detail = reason, detail
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Characters [start, end) of a piece."""
 
     start: int
     end: int
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Characters that are trained within words of a turn of which not all are."""
 
     span: Span
     words: Span
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """A turn of a conversation whose place in the text is known.
 
     Attributes:
@@ -52,8 +49,7 @@ class Turn:
     parts: tuple[Part, ...] | None = None
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A text that is encoded by itself.
 
     Attributes:

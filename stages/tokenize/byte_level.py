@@ -60,21 +60,20 @@ class ByteLevel:
         self._bytes = _bytes_of_tokens(tokenizer)
         self._ends = {"eot": _is_one_of(eot, len(self._bytes)), "eos": _is_one_of([eos], len(self._bytes))}
 
-    def locate(self, texts: Sequence[str], ids: Ids, offsets: Positions) -> Located | list[bool]:
-        """Return where the tokens of all texts are, or of which texts this is proven."""
+    def locate(self, texts: Sequence[str], ids: Ids, offsets: Positions) -> tuple[Mask, Located | None]:
+        """Return of which texts it is proven that their tokens say them, and if of all, where the tokens are."""
         data = "".join(texts).encode()
         characters = _running_sum([len(text) for text in texts])
         behind = _continuations(data) if len(data) > characters[-1] else np.zeros(0, np.int64)
         edges = _bytes_at(behind, characters)
-        said = self._bytes.take(pa.array(ids))
-        _, stops_buffer, said_buffer = said.buffers()
+        _, stops_buffer, said_buffer = self._bytes.take(pa.array(ids)).buffers()
         stops = np.frombuffer(stops_buffer, np.int64, len(ids) + 1)
         said_edges = stops[offsets]
-        spoken = said_buffer.to_pybytes()[: stops[-1]] if said_buffer is not None else b""
-        if spoken == data and np.array_equal(said_edges, edges):
-            return Located(ids, offsets, characters, behind, stops[1:])
+        spoken = np.frombuffer(said_buffer or b"", np.uint8, stops[-1])
+        if np.array_equal(spoken, np.frombuffer(data, np.uint8)) and np.array_equal(said_edges, edges):
+            return np.ones(len(texts), np.bool_), Located(ids, offsets, characters, behind, stops[1:])
         places = zip(said_edges[:-1], said_edges[1:], edges[:-1], edges[1:], strict=True)
-        return [spoken[one:two] == data[start:end] for one, two, start, end in places]
+        return np.array([spoken[one:two].tobytes() == data[start:end] for one, two, start, end in places]), None
 
     def trained(self, pieces: Sequence[Piece], located: Located, ends: EndRule) -> Mask:
         """Return (tokens,) what is trained of all pieces: the tokens of trained turns, and end tokens behind turns."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from stages.tokenize.backends import Backend, FastBackend, HuggingFaceBackend, I
 from stages.tokenize.byte_level import END_WITHIN, ByteLevel, Mask
 from stages.tokenize.places import Places, places_from_offsets
 
+NO_TEXT = Rejected("no_text", "the row gives no token")
 FAST_AFTER = 2000
 """Texts after which it pays to load the fast library and to test it: Hugging Face's needs two seconds for so many."""
 
@@ -38,6 +40,67 @@ class Tokenized(NamedTuple):
 
     ids: Ids
     trained: Mask
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of many rows: their tokens, one row after the other.
+
+    Attributes:
+        ids: (tokens,) of all tokenized rows.
+        trained: (tokens,) whether the label is the token itself.
+        lengths: (tokenized rows,) tokens of each.
+        owners: (tokenized rows,) the number of the row that it was made of, rising.
+        rejected: why the other rows gave none.
+    """
+
+    ids: Ids
+    trained: Mask
+    lengths: Positions
+    owners: Positions
+    rejected: dict[int, Rejected]
+
+    def of(self, number: int) -> list[Tokenized] | Rejected:
+        """Return what became of one row."""
+        return self.rejected[number] if number in self.rejected else self.rows_of(number)
+
+    def rows_of(self, number: int) -> list[Tokenized]:
+        """Return the tokenized rows of one row."""
+        ends = np.cumsum(self.lengths)
+        places = [slice(ends[at] - self.lengths[at], ends[at]) for at in np.flatnonzero(self.owners == number)]
+        return [Tokenized(self.ids[place], self.trained[place]) for place in places]
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The tokens of pieces, one after the other; `counts` (pieces,) says how many each has."""
+
+    ids: Ids
+    trained: Mask
+    counts: Positions
+
+    @classmethod
+    def of(cls, parts: Sequence[Tokenized]) -> _Tokens:
+        """Put tokens together."""
+        ids = np.concatenate([np.zeros(0, np.int32), *(part.ids for part in parts)])
+        trained = np.concatenate([np.zeros(0, np.bool_), *(part.trained for part in parts)])
+        return cls(ids, trained, np.array([len(part.ids) for part in parts], np.int64))
+
+    def kept(self, pieces: Mask) -> _Tokens:
+        """Return the tokens with those of other pieces left out."""
+        kept = np.repeat(pieces, self.counts)
+        return _Tokens(self.ids[kept], self.trained[kept], np.where(pieces, self.counts, 0))
+
+    def inserted(self, places: Positions, ids: Ids, wanted: Mask, pieces: Sequence[Piece]) -> _Tokens:
+        """Return the tokens with `ids` put in front of `places`, a row of them for each wanted piece."""
+        if not places.size:
+            return self
+        flags = np.array([piece.trained for piece in pieces], np.bool_)[wanted]
+        return _Tokens(
+            np.insert(self.ids, places.ravel(), np.tile(ids, len(places))),
+            np.insert(self.trained, places.ravel(), np.repeat(flags, len(ids))),
+            self.counts + len(ids) * wanted,
+        )
 
 
 @dataclass(frozen=True)
@@ -67,45 +130,43 @@ class Encoder:
         self._end = np.array([eos], np.int32)
         self._eot, self._eos_only = frozenset(eot), frozenset([eos])
 
-    def encode(self, rows: Sequence[list[Piece]], form: RowFormat) -> list[list[Tokenized] | Rejected]:
-        """Return for each row, given as its pieces, its tokenized rows (several if it is cut), or why there is none.
+    def encode(self, rows: Sequence[list[Piece]], form: RowFormat) -> Encoded:
+        """Return what becomes of rows, each given as its pieces: one tokenized row, several if it is cut, or none.
 
         Raises:
             BackendError: the fast library was wrong; it is not used again.
         """
-        pieces = [piece for row in rows for piece in row]
-        tokens = iter(self._by_bytes(pieces, form.ends))
-        parts = [[next(tokens) for _ in row] for row in rows]
-        left = [number for number, row in enumerate(parts) if None in row]
-        exact = dict(zip(left, self._by_offsets([rows[number] for number in left], form), strict=True))
-        return [
-            exact[number] if number in exact else _joined(row, form.chunk)  # type: ignore[arg-type]
-            for number, row in enumerate(parts)
-        ]
+        owners = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+        tokens, proven = self._by_bytes([piece for row in rows for piece in row], form.ends)
+        left = np.unique(owners[~proven])
+        if len(left):
+            tokens = tokens.kept(~np.isin(owners, left))
+        fast = _joined(tokens, owners, len(rows), form.chunk)
+        no_text = {number: NO_TEXT for number in np.setdiff1d(np.arange(len(rows)), [*fast.owners, *left]).tolist()}
+        if not len(left):
+            return replace(fast, rejected=no_text)
+        exact = self._by_offsets([rows[number] for number in left.tolist()], form)
+        return _merged(fast, dict(zip(left.tolist(), exact, strict=True)), no_text)
 
-    def _by_bytes(self, pieces: list[Piece], ends: EndRule) -> list[Tokenized | None]:
-        """Return the tokens of each piece, None where this way does not prove them."""
-        wanted = [number for number, piece in enumerate(pieces) if self._has_bytes(piece)]
-        found: list[Tokenized | None] = [None] * len(pieces)
-        chosen = [pieces[number] for number in wanted]
-        if self._bytes is None or not chosen:
-            return found
-        texts = [piece.text for piece in chosen]
-        ids, offsets = self._ids(texts)
-        located = self._bytes.locate(texts, ids, offsets)
-        if isinstance(located, list):
-            kept = [number for number, proven in enumerate(located) if proven]
-            wanted, chosen = [wanted[number] for number in kept], [chosen[number] for number in kept]
-            ids, offsets = _selected(ids, offsets, kept)
-            located = self._bytes.locate([piece.text for piece in chosen], ids, offsets)
-            if isinstance(located, list):
-                raise ValueError("texts that are proven one by one are not proven together")
+    def _by_bytes(self, pieces: list[Piece], ends: EndRule) -> tuple[_Tokens, Mask]:
+        """Return the tokens of all pieces, and (pieces,) of which of them this way proves the tokens."""
+        proven = np.array([self._has_bytes(piece) for piece in pieces], np.bool_)
+        counts = np.zeros(len(pieces), np.int64)
+        if self._bytes is None or not proven.any():
+            return _Tokens(np.zeros(0, np.int32), np.zeros(0, np.bool_), counts), np.zeros(len(pieces), np.bool_)
+        chosen = list(compress(pieces, proven.tolist()))
+        ids, offsets = self._ids([piece.text for piece in chosen])
+        while True:
+            said, located = self._bytes.locate([piece.text for piece in chosen], ids, offsets)
+            if located is not None:
+                break
+            proven[proven] = said
+            chosen = list(compress(chosen, said.tolist()))
+            ids, offsets = _selected(ids, offsets, said)
         trained = self._bytes.trained(chosen, located, ends)
-        for number, piece, start, end in zip(wanted, chosen, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-            found[number] = self._with_ends(
-                piece, self._with_affixes(piece, Tokenized(ids[start:end], trained[start:end]))
-            )
-        return found
+        tokens = self._with_ends(chosen, self._with_affixes(chosen, _Tokens(ids, trained, np.diff(offsets))))
+        counts[proven] = tokens.counts
+        return replace(tokens, counts=counts), proven
 
     def _has_bytes(self, piece: Piece) -> bool:
         return not (piece.special_tokens and self._affixes is None) and all(turn.parts is None for turn in piece.turns)
@@ -130,13 +191,31 @@ class Encoder:
             raise BackendError(f"the fast tokenizer differs from the reference in {texts[number][:200]!r}")
         return ids, offsets
 
-    def _with_affixes(self, piece: Piece, tokens: Tokenized) -> Tokenized:
-        if not piece.special_tokens or not piece.text or self._affixes is None or not any(map(len, self._affixes)):
+    def _with_affixes(self, pieces: Sequence[Piece], tokens: _Tokens) -> _Tokens:
+        """Put the tokenizer's own special tokens around pieces that want them; a piece without text gets none."""
+        if self._affixes is None or not any(map(len, self._affixes)):
             return tokens
+        wanted = np.array([piece.special_tokens and bool(piece.text) for piece in pieces], np.bool_)
         before, after = self._affixes
-        ids = np.concatenate([before, tokens.ids, after])
-        flags = (np.full(len(before), piece.trained), tokens.trained, np.full(len(after), piece.trained))
-        return Tokenized(ids, np.concatenate(flags))
+        ends = np.cumsum(tokens.counts)
+        begins = ends - tokens.counts
+        places = np.column_stack([begins[wanted]] * len(before) + [ends[wanted]] * len(after))
+        return tokens.inserted(places, np.concatenate([before, after]), wanted, pieces)
+
+    def _with_ends(self, pieces: Sequence[Piece], tokens: _Tokens) -> _Tokens:
+        """Append the end of sequence to pieces that lack it, and drop the beginning of those that continue others."""
+        wanted = np.array([piece.ends for piece in pieces], np.bool_) & (tokens.counts > 0)
+        ends = np.cumsum(tokens.counts)
+        wanted[wanted] = tokens.ids[ends[wanted] - 1] != self._eos
+        tokens = tokens.inserted(ends[wanted][:, None], self._end, wanted, pieces)
+        dropped = np.array([piece.continues for piece in pieces], np.bool_) & (tokens.counts > 0)
+        begins = np.cumsum(tokens.counts) - tokens.counts
+        dropped[dropped] = tokens.ids[begins[dropped]] == self._bos
+        if not dropped.any():
+            return tokens
+        kept = np.ones(len(tokens.ids), np.bool_)
+        kept[begins[dropped]] = False
+        return _Tokens(tokens.ids[kept], tokens.trained[kept], tokens.counts - dropped)
 
     def _by_offsets(self, rows: Sequence[list[Piece]], form: RowFormat) -> list[list[Tokenized] | Rejected]:
         encodings = self._encodings([piece for row in rows for piece in row])
@@ -148,7 +227,8 @@ class Encoder:
             found = [claim for _, row_claims in parts for claim in row_claims]
             claims += found
             claims_of += [number] * len(found)
-            results.append(_joined([tokens for tokens, _ in parts], form.chunk))
+            joined = _joined(_Tokens.of([tokens for tokens, _ in parts]), np.zeros(len(parts), np.int64), 1, form.chunk)
+            results.append(joined.of(0) if len(joined.owners) else NO_TEXT)
         for claim, number, said in zip(claims, claims_of, self._decoded(claims), strict=True):
             if not self._agree(said, claim.text):
                 results[number] = Rejected("mask_not_proven", _difference(said, claim.text))
@@ -176,16 +256,8 @@ class Encoder:
             places = places_from_offsets(encoding)
             claims = [_claim(piece.text, listed, places, encoding, span) for span in spans]
             self._train_turns(piece.turns, listed, trained, places, ends)
-        return self._with_ends(piece, Tokenized(ids, trained)), claims
-
-    def _with_ends(self, piece: Piece, tokens: Tokenized) -> Tokenized:
-        ids, trained = tokens.ids, tokens.trained
-        if piece.ends and len(ids) and ids[-1] != self._eos:
-            ids = np.concatenate([ids, self._end])
-            trained = np.concatenate([trained, [piece.trained]])
-        if piece.continues and len(ids) and ids[0] == self._bos:
-            ids, trained = ids[1:], trained[1:]
-        return Tokenized(ids, trained)
+        tokens = self._with_ends([piece], _Tokens.of([Tokenized(ids, trained)]))
+        return Tokenized(tokens.ids, tokens.trained), claims
 
     def _train_turns(
         self, turns: tuple[Turn, ...], ids: list[int], trained: Mask, places: Places, ends: EndRule
@@ -246,12 +318,10 @@ def _affixes(tokenizer: Tokenizer) -> tuple[Ids, Ids] | None:
     return None
 
 
-def _selected(ids: Ids, offsets: Positions, kept: list[int]) -> tuple[Ids, Positions]:
+def _selected(ids: Ids, offsets: Positions, kept: Mask) -> tuple[Ids, Positions]:
     """Return the ids and offsets of some of the texts."""
     counts = np.diff(offsets)
-    chosen = np.zeros(len(counts), np.bool_)
-    chosen[kept] = True
-    return ids[np.repeat(chosen, counts)], np.append(0, np.cumsum(counts[kept]))
+    return ids[np.repeat(kept, counts)], np.append(0, np.cumsum(counts[kept]))
 
 
 def _with_whole_offsets(settings: Any) -> Any:
@@ -295,17 +365,31 @@ def _claim(text: str, ids: list[int], places: Places, encoding: Encoding, span: 
     return _Claim(ids[first:behind], text[min(start[0], span.start) : max(stop[1], span.end)])
 
 
-def _joined(parts: list[Tokenized], chunk: int | None) -> list[Tokenized] | Rejected:
-    """Return the pieces of a row as one row, or cut in rows of `chunk` tokens."""
-    if not parts or not sum(len(part.ids) for part in parts):
-        return Rejected("no_text", "the row gives no token")
-    one = parts[0]
-    if len(parts) > 1:
-        one = Tokenized(np.concatenate([part.ids for part in parts]), np.concatenate([part.trained for part in parts]))
-    if chunk is None or len(one.ids) <= chunk:
-        return [one]
-    cuts = range(0, len(one.ids), chunk)
-    return [Tokenized(one.ids[cut : cut + chunk], one.trained[cut : cut + chunk]) for cut in cuts]
+def _joined(tokens: _Tokens, owners: Positions, rows: int, chunk: int | None) -> Encoded:
+    """Return the pieces of each row as one row, or cut in rows of `chunk` tokens; a row without tokens is left out."""
+    lengths = np.bincount(owners, tokens.counts, rows).astype(np.int64)
+    numbers = np.flatnonzero(lengths)
+    lengths = lengths[numbers]
+    if chunk is not None:
+        parts = -(-lengths // chunk)
+        rests = lengths - (parts - 1) * chunk
+        numbers, lengths = np.repeat(numbers, parts), np.full(parts.sum(), chunk)
+        lengths[np.cumsum(parts) - 1] = rests
+    return Encoded(tokens.ids, tokens.trained, lengths, numbers, {})
+
+
+def _merged(fast: Encoded, exact: dict[int, list[Tokenized] | Rejected], rejected: dict[int, Rejected]) -> Encoded:
+    """Return rows of both ways in their order."""
+    parts = [(number, tokens) for number in dict.fromkeys(fast.owners.tolist()) for tokens in fast.rows_of(number)]
+    for number, result in exact.items():
+        if isinstance(result, Rejected):
+            rejected[number] = result
+        else:
+            parts += [(number, tokens) for tokens in result]
+    parts.sort(key=lambda part: part[0])
+    tokens = _Tokens.of([tokens for _, tokens in parts])
+    owners = np.array([number for number, _ in parts], np.int64)
+    return Encoded(tokens.ids, tokens.trained, tokens.counts, owners, rejected)
 
 
 def _without_spaces(text: str) -> str:

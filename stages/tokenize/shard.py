@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
@@ -16,12 +19,18 @@ from configs.schema import RunConfig
 from stages.formats import Piece, PlainChats, Rejected, RowFormat, make_format, make_plain
 from stages.formats.rows import read_row
 from stages.templates import ChatTemplate
-from stages.tokenize.encoder import BackendError, Encoder, Tokenized
+from stages.tokenize.encoder import BackendError, Encoded, Encoder
 from stages.tokens import TOKEN_SCHEMA, write_arrow
 
 BATCH_ROWS = 512
 BATCH_CHARACTERS = 1 << 21
 DETAIL_CHARACTERS = 300
+COLLECT = (100_000, 20, 100)
+"""Thresholds of garbage collection, which else takes up to 15 % of the time."""
+
+Numbers = npt.NDArray[np.int64]
+"""(rows,) numbers of rows in their data set."""
+
 Report = Callable[[int, int], None]
 """Is told rows read and tokens written since the last call."""
 
@@ -101,7 +110,8 @@ class ShardTokenizer:
             report(rows, tokens)
 
         try:
-            return self._tokenize(job, counted)
+            with _rare_collection():
+                return self._tokenize(job, counted)
         except (BackendError, _RenderingError) as error:
             report(-reported[0], -reported[1])
             outcome = self._tokenize(job, report)
@@ -110,31 +120,26 @@ class ShardTokenizer:
 
     def _tokenize(self, job: Job, report: Report) -> Outcome:
         outcome = Outcome()
-        written: list[tuple[int, Tokenized]] = []
+        written: list[tuple[Numbers, Encoded]] = []
         for numbers, raw in _batches(job):
-            begun = len(written)
-            for number, result in zip(numbers, self._batch(raw, job.dataset), strict=True):
-                if isinstance(result, Rejected):
-                    detail = result.detail[:DETAIL_CHARACTERS]
-                    outcome.rejected.append({"row": number, "reason": result.reason, "detail": detail})
-                else:
-                    written += [(number, tokens) for tokens in result]
-                    outcome.rows_written += 1
-            tokens = sum(len(tokens.ids) for _, tokens in written[begun:])
-            report(len(raw), tokens)
+            prepared = self._prepared(raw, job.dataset)
+            refused = {at: row for at, row in enumerate(prepared) if isinstance(row, Rejected)}
+            good = np.array([at for at in range(len(raw)) if at not in refused], np.int64)
+            encoded = self._encoder.encode([prepared[at] for at in good.tolist()], self._formats[job.dataset])
+            refused |= {int(good[at]): why for at, why in encoded.rejected.items()}
+            for at, why in sorted(refused.items()):
+                record = {"row": int(numbers[at]), "reason": why.reason, "detail": why.detail[:DETAIL_CHARACTERS]}
+                outcome.rejected.append(record)
+            written.append((numbers[good[encoded.owners]], encoded))
+            report(len(raw), len(encoded.ids))
             outcome.rows_read += len(raw)
-            outcome.tokens += tokens
+            outcome.rows_written += len(raw) - len(refused)
+            outcome.tokens += len(encoded.ids)
+            outcome.trained_tokens += int(np.count_nonzero(encoded.trained))
         table = _table(written, job.dataset)
         write_arrow(job.target, table)
         outcome.rows = table.num_rows
-        outcome.trained_tokens = sum(int(np.count_nonzero(tokens.trained)) for _, tokens in written)
         return outcome
-
-    def _batch(self, raw: list[bytes], dataset: int) -> list[list[Tokenized] | Rejected]:
-        form = self._formats[dataset]
-        prepared = self._prepared(raw, dataset)
-        encoded = iter(self._encoder.encode([row for row in prepared if not isinstance(row, Rejected)], form))
-        return [row if isinstance(row, Rejected) else next(encoded) for row in prepared]
 
     def _prepared(self, raw: list[bytes], dataset: int) -> list[list[Piece] | Rejected]:
         """Return the pieces of rows, plain ones by the fast way; one of them is done the other way as well."""
@@ -153,6 +158,17 @@ class _RenderingError(Exception):
     """The fast way of plain rows gave another text: it is not used again."""
 
 
+@contextmanager
+def _rare_collection() -> Iterator[None]:
+    """Let Python look for cycles a hundred times as seldom: rows are many objects without any."""
+    before = gc.get_threshold()
+    gc.set_threshold(*COLLECT)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 def _pieces(raw: bytes, form: RowFormat) -> list[Piece] | Rejected:
     try:
         return form.pieces(read_row(raw))
@@ -160,43 +176,42 @@ def _pieces(raw: bytes, form: RowFormat) -> list[Piece] | Rejected:
         return rejected
 
 
-def _batches(job: Job) -> Iterator[tuple[Sequence[int], list[bytes]]]:
+def _batches(job: Job) -> Iterator[tuple[Numbers, list[bytes]]]:
     """Yield (numbers, raw rows), bounded in rows and in bytes."""
-    numbers, batch, size = list[int](), list[bytes](), 0
-    for number, raw in numbered_rows(job.source, job.first_row):
-        numbers.append(number)
-        batch.append(raw)
-        size += len(raw)
-        if size >= BATCH_CHARACTERS or len(batch) >= BATCH_ROWS:
-            yield numbers, batch
-            numbers, batch, size = [], [], 0
-    if batch:
-        yield numbers, batch
+    for numbers, rows in _record_batches(job.source, job.first_row):
+        ends = np.cumsum([len(row) for row in rows])
+        cuts = np.searchsorted(ends, np.arange(BATCH_CHARACTERS, ends[-1], BATCH_CHARACTERS)).tolist()
+        for start, end in pairwise(dict.fromkeys([0, *(cut + 1 for cut in cuts), len(rows)])):
+            yield numbers[start:end], rows[start:end]
 
 
 def numbered_rows(shard: Path, first_row: int) -> Iterator[tuple[int, bytes]]:
     """Yield (number in its data set, raw row) of each row of a shard of `fetch`."""
+    for numbers, rows in _record_batches(shard, first_row):
+        yield from zip(numbers.tolist(), rows, strict=True)
+
+
+def _record_batches(shard: Path, first_row: int) -> Iterator[tuple[Numbers, list[bytes]]]:
     with pq.ParquetFile(shard) as file:
         drawn = "number" in file.schema_arrow.names
-        following = count(first_row)
         for records in file.iter_batches(batch_size=BATCH_ROWS):
-            numbers = records["number"].to_pylist() if drawn else following
-            rows = zip(
-                records["row"].to_pylist(), numbers, strict=False
-            )  # rows first: they end, and take no number more
-            yield from ((number, row) for row, number in rows)
+            rows = records["row"].to_pylist()
+            following = np.arange(first_row, first_row + len(rows))
+            yield records["number"].to_numpy() if drawn else following, rows
+            first_row += len(rows)
 
 
-def _table(written: list[tuple[int, Tokenized]], dataset: int) -> pa.Table:
-    offsets = np.zeros(len(written) + 1, np.int32)
-    np.cumsum([len(tokens.ids) for _, tokens in written], out=offsets[1:])
-    ids = np.concatenate([np.zeros(0, np.int32), *(tokens.ids for _, tokens in written)])
-    trained = np.concatenate([np.zeros(0, np.bool_), *(tokens.trained for _, tokens in written)])
-    rows = np.array([row for row, _ in written], np.int64)
+def _table(written: list[tuple[Numbers, Encoded]], dataset: int) -> pa.Table:
+    blocks = [encoded for _, encoded in written]
+    rows = np.concatenate([np.zeros(0, np.int64), *(numbers for numbers, _ in written)])
+    offsets = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum(np.concatenate([np.zeros(0, np.int64), *(block.lengths for block in blocks)]), out=offsets[1:])
+    ids = np.concatenate([np.zeros(0, np.int32), *(block.ids for block in blocks)])
+    trained = np.concatenate([np.zeros(0, np.bool_), *(block.trained for block in blocks)])
     columns = [
         pa.ListArray.from_arrays(offsets, pa.array(ids)),
         pa.ListArray.from_arrays(offsets, pa.array(trained)),
-        pa.array(np.full(len(written), dataset, np.int32)),
+        pa.array(np.full(len(rows), dataset, np.int32)),
         pa.array(rows),
     ]
     return pa.Table.from_arrays(columns, schema=TOKEN_SCHEMA)

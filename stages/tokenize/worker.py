@@ -7,7 +7,6 @@ done, and the process ends at once, even in the middle of a shard.
 
 from __future__ import annotations
 
-import gc
 import os
 import queue
 import signal
@@ -18,14 +17,10 @@ import orjson
 
 from stages.tokenize.shard import Job, Setup, ShardTokenizer
 
-COLLECT = (100_000, 20, 100)
-"""Garbage collection: rows are many objects without cycles, and looking through them all takes 7 % of the time."""
-
 
 def main() -> None:
     """Work until standard input closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    gc.set_threshold(*COLLECT)
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(lines,), daemon=True).start()
     tokenizer = ShardTokenizer(Setup.model_validate_json(lines.get()))
