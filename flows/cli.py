@@ -180,6 +180,17 @@ def deploy(
 
 
 @config_command(cli)
+@click.option("--parallel", type=click.IntRange(min=1), help="Trainings at a time; default: what the GPUs allow.")
+@click.option("--until", type=click.Choice(STAGES[3:]), default="train", show_default=True, help="The last stage.")
+@json_option
+def sweep(config: GivenConfig, parallel: int | None, until: StageName, as_json: bool) -> None:
+    """Train CONFIG with every combination of values (key=a,b,c) on one preprocessing, and compare."""
+    from flows.sweep.command import sweep as run_sweep
+
+    run_sweep(config, parallel=parallel, until=until, as_json=as_json)
+
+
+@config_command(cli)
 @click.option("--every", type=click.FloatRange(min=1), metavar="SECONDS", help="Go on looking; default: once.")
 def watch(config: GivenConfig, every: float | None) -> None:
     """Tell Prefect's server when the data of CONFIG has changed: its deployment prepares and trains."""
