@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from stages.artifacts import Artifact, ArtifactWriter
-from stages.base_model import MODEL_FILES, ModelSource, find_model
+from stages.base_model import MODEL_FILES, ModelSource, trained_model
 from stages.errors import StageError, TransientError
 from stages.lifeline import bound
 from stages.quantization import TORCH_NAMES
@@ -97,9 +97,7 @@ def _trained_base(context: Context, trained: Artifact) -> ModelSource:
         StageError: the folder holds another model now.
     """
     content = trained.facts["base_model"]
-    if "commit" in content:
-        return ModelSource(content["hub"], content["commit"])
-    source = find_model(context.run)
+    source = trained_model(context.run, content)
     if source.content(MODEL_FILES, context.digests) != content:
         raise StageError(
             f"{source.name}: the base model's files changed after the adapter was trained on them. "

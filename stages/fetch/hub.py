@@ -20,7 +20,7 @@ from stages.fetch.files import DataFile, Reading, Splits, checked, data_file
 from stages.fetch.problems import DatasetProblemError
 from stages.remote.failures import is_of_a_client, said
 from stages.remote.objects import leaves_folder
-from stages.remote.patience import FINDING, READING
+from stages.remote.patience import ASKING, READING
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FILE = re.compile(r"hf://datasets/(?P<repo>[^@]+)@(?P<commit>[0-9a-f]{40})/(?P<path>.+)")
@@ -123,7 +123,7 @@ def find_on_hub(dataset: DatasetConfig) -> HubOrigin:
     if dataset.revision and COMMIT.fullmatch(dataset.revision):
         return HubOrigin(dataset, dataset.revision)
     with _hub_errors(dataset):
-        info = FINDING.call(lambda: huggingface_hub.dataset_info(dataset.path, revision=dataset.revision))
+        info = ASKING.call(lambda: huggingface_hub.dataset_info(dataset.path, revision=dataset.revision))
         return HubOrigin(dataset, info.sha)
 
 

@@ -19,7 +19,8 @@ PASSING_CODES = frozenset(
     {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException"}
     | {"TooManyRequests", "BadDigest", "RequestTimeTooSkewed", "XAmzContentSHA256Mismatch", "IncompleteBody"}
 )
-REFUSALS = ("NoCredentials", "PartialCredentials", "DefaultCredentialsError", "ProfileNotFound", "ParamValidation")
+REFUSALS = ("NoCredentials", "PartialCredentials", "DefaultCredentialsError", "ProfileNotFound", "ParamValidation",
+            "OfflineMode", "LocalEntryNotFound", "RepositoryNotFound", "RevisionNotFound", "GatedRepo")  # fmt: skip
 CLIENTS = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "adlfs", "azure", "urllib3", "requests", "httpx",
            "httpx2", "httpcore", "httpcore2", "s3fs", "fsspec", "ssl", "socket", "asyncio"}  # fmt: skip
 NEVER_PASSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -63,14 +64,13 @@ def retry_after(error: BaseException, now: datetime | None = None) -> float:
 
 def can_pass(error: BaseException) -> bool:
     """Return whether asking again can help."""
-    if isinstance(error, ChangedError):
+    refusal = any(name in type(link).__name__ for link in _chain(error) for name in REFUSALS)
+    if isinstance(error, ChangedError) or refusal:
         return False
     if isinstance(error, DamagedError | TimeoutError | ConnectionError | EOFError):
         return True
     if getattr(error, "errno", None) in NEVER_PASSES or _code(error) in PASSING_CODES:
         return _code(error) in PASSING_CODES
-    if any(name in type(link).__name__ for link in _chain(error) for name in REFUSALS):
-        return False
     status = status_of(error)
     if status is not None:
         return status in PASSING_STATUS

@@ -54,6 +54,8 @@ class Patience:
         return min(self.longest, self.first * 2.0 ** min(tries, 16)) * random.uniform(0.5, 1.5)  # noqa: S311  no secret
 
 
+ASKING = Patience(4.0)
+"""For questions that this machine may have the answer to: a laptop without network must not wait."""
 FINDING = Patience(20.0)
 """For what a person waits for: listing, sizes."""
 READING = Patience(180.0)

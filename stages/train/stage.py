@@ -200,7 +200,7 @@ def _job(context: Context, upstream: Upstream, writer: ArtifactWriter) -> Job:
         tokens=upstream["tokenize"].folder.resolve(),
         packs=upstream["pack"].folder.resolve(),
         model=folder,
-        model_name=source.name if source.commit else folder.name,
+        model_name=source.short_name,
         model_commit=source.commit,
         adapter=adapter_folder(run),
         checkpoint=checkpoint_folder(run),
