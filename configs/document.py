@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from configs.errors import ConfigError, Problem
+from configs.secrets import holds_secret
 from configs.yaml_file import Loader, read_nodes, read_text, syntax_problem
 
 MOST_NODES = 10_000
@@ -19,7 +20,6 @@ COMMAND_LINE = "command line"
 
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
-_SECRET = re.compile("api_key|secret|password|access_key")
 
 KeyPath = tuple[str | int, ...]
 
@@ -165,6 +165,5 @@ def _without_nulls(value: Any, path: KeyPath, nulls: list[KeyPath]) -> Any:
 
 
 def _finding(place: str, path: KeyPath, value: Any, rule: str, remedy: str) -> Problem:
-    secret = bool(path) and isinstance(path[-1], str) and _SECRET.search(path[-1])
-    text = "" if value is None else "***" if secret else repr(value)
+    text = "" if value is None else "***" if holds_secret(path, value) else repr(value)
     return Problem(place, dotted(path), text if len(text) <= 120 else f"{text[:117]}...", rule, remedy)

@@ -16,6 +16,7 @@ from configs.document import COMMAND_LINE, Document, KeyPath
 from configs.errors import Problem
 from configs.keys import key_class
 from configs.schema import RunConfig
+from configs.secrets import holds_secret, signed
 from configs.yaml_file import Loader
 
 SWITCH_VALUES = {"true", "false", "yes", "no", "on", "off", "null"}
@@ -117,6 +118,11 @@ def apply_override(document: Document, text: str) -> None:
         document.places[(text,)] = COMMAND_LINE
         remedy = "Write, for example, learning_rate=1e-4, or --learning_rate 1e-4."
         document.problem((text,), None, "an override is key=value", remedy)
+        return
+    if holds_secret(path, raw) or signed(raw):
+        document.places[path] = COMMAND_LINE
+        rule = "a secret on the command line is seen by others of this machine, and kept by Prefect's server"
+        document.problem(path, None, rule, "Write it into the file, or use the environment or a Prefect block.")
         return
     document.places[path] = COMMAND_LINE
     target: Any = document.values

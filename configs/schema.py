@@ -695,6 +695,11 @@ class RunConfig(Section):
         return (self.batch_size or 1) // self.sequences_per_pass
 
     @property
+    def publish_options(self) -> dict[str, Any]:
+        """Return how the place that receives the model is reached."""
+        return self.publish.storage_options if self.publish is not None else {}
+
+    @property
     def publish_to(self) -> str:
         """Return the folder or URL that receives the complete model."""
         if self.publish is not None:

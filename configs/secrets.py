@@ -7,12 +7,19 @@ is ever written: not into logs, error texts, keys, manifests or reports.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/@'\"<>]*@)*(?P<rest>[^\s?#'\"<>]*)")
 _QUERY = re.compile(r"(?P<url>https?://[^\s?'\"<>]*)\?[^\s'\"<>)\]]*")
 _TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}|ya29\.[\w.-]{16,})")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}")
+_SECRET_KEY = re.compile(r"(?i)api_key|secret|passw|access_key")
 _SECRET_OPTION = re.compile(r"(?i)secret|token|passw|credential|private|account_key|sas|(^|_)key($|_(?!id$))|headers")
+SIGNATURE = re.compile(
+    r"(?i)(x-(amz|goog|ms)-|sig(nature)?=|se=|sp=|sv=|sr=|st=|expires|awsaccesskeyid|access_?token|token|api_?key|key=)"
+)
+"""How the parameters of a URL begin that sign it, and are not of its content."""
+_OPTIONS = ("storage_options", "base_model_storage_options", "artifact_store_options")
 
 
 def redacted(text: str) -> str:
@@ -26,10 +33,26 @@ def redacted(text: str) -> str:
     return _BEARER.sub(r"\1 ***", _TOKEN.sub("***", text))
 
 
-def is_secret_option(name: str) -> bool:
-    """Return whether an option of a storage client is a secret by its name.
+def holds_secret(path: Sequence[str | int], value: object) -> bool:
+    """Return whether the value of a key may hold a secret: by its name, or as a part of storage options.
 
-    >>> is_secret_option("aws_secret_access_key"), is_secret_option("endpoint_url")
+    >>> holds_secret(["datasets", 0, "storage_options", "token"], "x"), holds_secret(["seed"], 1)
     (True, False)
     """
-    return bool(_SECRET_OPTION.search(name))
+    names = [part for part in path if isinstance(part, str)]
+    if not names:
+        return False
+    if any(name in _OPTIONS for name in names):
+        return isinstance(value, dict | list) or bool(_SECRET_OPTION.search(names[-1]))
+    return bool(_SECRET_KEY.search(names[-1]))
+
+
+def signed(text: str) -> bool:
+    """Return whether a text holds a URL with a user part or a signature.
+
+    >>> signed("https://host/a?download=true"), signed("s3://me:pw@bucket/a"), signed("https://host/a?sig=0f")
+    (False, True, True)
+    """
+    bare = _QUERY.sub(r"\g<url>", text)
+    queries = [part for query in _QUERY.finditer(text) for part in query[0].partition("?")[2].split("&")]
+    return redacted(bare) != bare or any(SIGNATURE.match(part) for part in queries)

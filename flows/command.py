@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ import orjson
 from rich.console import Console
 from rich.markup import escape
 
-from configs.errors import ConfigError, SftError
+from configs.errors import ConfigError, Problem, SftError
 from configs.load import LoadedRun, load_run
 from configs.overrides import read_words
+from configs.secrets import redacted
+from flows.server import server_is_configured
+from tasks.blocks import names_blocks, with_blocks
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -98,7 +101,17 @@ class GivenConfig:
         loaded = load_run(self.path, self.overrides, lenient=self.lenient)
         for notice in loaded.notices:
             say(f"[dim]{escape(str(notice))}[/dim]")
+        return _with_blocks(loaded)
+
+
+def _with_blocks(loaded: LoadedRun) -> LoadedRun:
+    """Return the run with what its Prefect blocks hold; imports Prefect only for that."""
+    if not names_blocks(loaded.run):
         return loaded
+    if not server_is_configured():
+        rule = "storage options of this run name a Prefect block, and no server is configured that could hold it"
+        raise ConfigError([Problem(str(loaded.path), "", "", rule, "Set PREFECT_API_URL.")])
+    return replace(loaded, run=with_blocks(loaded.run))
 
 
 def _given(words: Sequence[str], *, lenient: bool, strict: bool) -> GivenConfig:
@@ -116,10 +129,10 @@ def _report(error: Exception, *, as_json: bool, with_traceback: bool) -> int:
     if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
         raise error
     if with_traceback:
-        traceback.print_exception(error)
+        sys.stderr.write(redacted("".join(traceback.format_exception(error))))
     problems = [vars(problem) for problem in error.problems] if isinstance(error, ConfigError) else []
     expected = isinstance(error, SftError)
-    text = str(error) if expected else f"unexpected {type(error).__name__}: {error} (--traceback shows where)"
+    text = redacted(str(error) if expected else f"unexpected {type(error).__name__}: {error} (--traceback shows where)")
     if as_json:
         write_json({"error": text, "problems": problems})
     for line in text.splitlines():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from stages.lifeline import end_with_parent
 from stages.pipeline import STAGE_NAMES, StageName, plan, stages_until
 from stages.report import health_of
 from stages.stage import Context, StageResult, open_run
+from tasks.blocks import with_blocks
 from tasks.run_artifacts import show_run
 from tasks.stage_task import run_as_task
 
@@ -54,8 +56,8 @@ def sft(
     if deployment.id:
         end_with_parent()  # a worker that is killed takes its runs along
     loaded = load_run(Path(config), overrides or (), lenient=lenient)
-    run = loaded.run
-    _look_ahead(loaded, until, refresh or ())
+    run = with_blocks(loaded.run)
+    _look_ahead(replace(loaded, run=run), until, refresh or ())
     context, store = open_run(run)
     _check_start(context, store, start, until)
     name = deployment_name(run, Path(config))

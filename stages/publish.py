@@ -43,7 +43,7 @@ def check_target(run: RunConfig) -> None:
         ConfigError: no such kind of place, a file in the way, or the place of the base model.
     """
     where = run.publish_to
-    open_target(where)
+    open_target(where, run.publish_options)
     folder = local_folder(where)
     if folder is None:
         return
@@ -65,7 +65,12 @@ def produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dic
         if entry.path.startswith(MODEL)
     ]
     receipt = make_receipt(where, merged, files)
-    transfer = Transfer(open_target(where), merged.path(MODEL), context, total=2 * sum(entry.size for entry in files))
+    transfer = Transfer(
+        open_target(where, context.run.publish_options),
+        merged.path(MODEL),
+        context,
+        total=2 * sum(entry.size for entry in files),
+    )
     with explained(where):
         transfer.publish(files, receipt)
     writer.write("receipt.json", receipt)
@@ -190,7 +195,7 @@ def stale(context: Context, artifact: Artifact) -> str | None:
     """Return why the target does not hold the publication any more; reads its receipt and the sizes, not the bytes."""
     where, receipt = context.run.publish_to, artifact.path("receipt.json").read_bytes()
     with explained(where):
-        target = open_target(where)
+        target = open_target(where, context.run.publish_options)
         there = target.read(RECEIPT)
         if there is None:
             return f"{where} does not hold the model any more: {RECEIPT} is not there"

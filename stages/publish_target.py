@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -16,6 +16,9 @@ from urllib.parse import urlsplit
 import fsspec
 
 from stages.errors import ConfigError, Problem, SftError, StageError, TransientError
+from stages.remote.explain import PlaceProblemError
+from stages.remote.filesystem import open_filesystem
+from stages.remote.patience import READING
 
 BLOCK = 8 << 20  # bytes read at once
 DRAFT = ".sft-tmp-"
@@ -149,29 +152,33 @@ class RemoteTarget:
         """Return the size of a file in bytes, None if there is none."""
         self._filesystem.invalidate_cache()
         try:
-            return int(self._filesystem.info(self._path(name))["size"])
+            return int(READING.call(lambda: self._filesystem.info(self._path(name)))["size"])
         except FileNotFoundError:
             return None
 
     def sha256(self, name: str, moved: Moved) -> str | None:
         """Return the digest of a file's bytes as they come back, None if there is none."""
         self._filesystem.invalidate_cache()
-        try:
+
+        def digest() -> str:
             with self._filesystem.open(self._path(name), "rb", block_size=BLOCK, cache_type="readahead") as file:
                 return digest_of_stream(file, moved)
+
+        try:
+            return READING.call(digest)
         except FileNotFoundError:
             return None
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a small file, None if there is none."""
         try:
-            return bytes(self._filesystem.cat_file(self._path(name)))
+            return bytes(READING.call(lambda: self._filesystem.cat_file(self._path(name))))
         except FileNotFoundError:
             return None
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small file, whole or not at all."""
-        self._filesystem.pipe_file(self._path(name), content)
+        READING.call(lambda: self._filesystem.pipe_file(self._path(name), content))
 
     def stage(self, source: Path, name: str, moved: Moved) -> str | None:
         """Do nothing: there are no cheap renames."""
@@ -179,12 +186,12 @@ class RemoteTarget:
 
     def place(self, source: Path, name: str, moved: Moved) -> None:
         """Send a file."""
-        self._filesystem.put_file(str(source), self._path(name), callback=_Sent(moved))
+        READING.call(lambda: self._filesystem.put_file(str(source), self._path(name), callback=_Sent(moved)))
 
     def remove(self, name: str) -> None:
         """Remove a file; it may be gone already."""
         try:
-            self._filesystem.rm_file(self._path(name))
+            READING.call(lambda: self._filesystem.rm_file(self._path(name)))
         except FileNotFoundError:
             return
 
@@ -211,8 +218,8 @@ class _Sent(fsspec.Callback):  # type: ignore[misc]
         self._sent(inc)
 
 
-def open_target(where: str) -> Target:
-    """Return the target of a folder path or URL; nothing is read or written yet.
+def open_target(where: str, options: Mapping[str, Any] | None = None) -> Target:
+    """Return the target of a folder path or URL, reached with storage `options`; nothing is read or written yet.
 
     Raises:
         ConfigError: no such kind of place, or its package is missing.
@@ -227,11 +234,9 @@ def open_target(where: str) -> Target:
         raise _wrong(protocol + "://...", "a URL with a password in it would be written into logs and records",
                      "Remove it, and let the environment or the usual credential files hold it.")  # fmt: skip
     try:
-        return RemoteTarget(*fsspec.core.url_to_fs(where))
-    except ImportError as error:
-        raise _wrong(
-            where, f"{protocol}:// needs a package that is not installed ({error})", _install(protocol)
-        ) from error
+        return RemoteTarget(*open_filesystem(where, options or {}))
+    except PlaceProblemError as error:
+        raise _wrong(where, error.rule, error.remedy) from error
 
 
 def local_folder(where: str) -> Path | None:
@@ -282,8 +287,3 @@ NETWORK_LIBRARIES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "a
 
 def _wrong(where: str, rule: str, remedy: str) -> ConfigError:
     return ConfigError([Problem("configuration", "publish.to (or output_dir)", where, rule, remedy)])
-
-
-def _install(protocol: str) -> str:
-    extra = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}.get(protocol)
-    return f"pip install 'sft-flow[{extra}]'" if extra else "Install the package that fsspec names."

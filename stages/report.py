@@ -222,7 +222,7 @@ def source_rows(run: RunConfig, artifacts: Mapping[str, Artifact]) -> list[Row]:
     counted = artifacts["tokenize"].facts["datasets"]
     return [
         Row(
-            source.path,
+            source.shown,
             number(counts["rows_written"]),
             f"{source.type if isinstance(source.type, str) else 'own format'}, {number(counts['tokens'])} tokens, "
             f"{percent(counts)} trained",

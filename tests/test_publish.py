@@ -25,7 +25,10 @@ from stages import publish
 from stages.artifacts import Artifact, FileDigests, Store
 from stages.errors import ConfigError, StageError, TransientError
 from stages.publish_target import FolderTarget, explain, open_target
+from stages.remote.filesystem import open_filesystem
 from stages.stage import Context, StageResult, run_stage
+from tests.crash.proxy import faulty
+from tests.object_stores import gcs_server
 
 MODEL = {
     "config.json": b'{"model_type": "llama"}',
@@ -339,6 +342,34 @@ def test_s3_holds_the_model_and_is_repaired_and_replaced(store: Store, bucket: A
     bucket.put_object(Key="team/model/notes.txt", Body=b"by hand")
     publish_to(where, store, merged(store, SMALLER))
     assert set(objects_in(bucket, "team/model/")) == {*SMALLER, "sft-receipt.json", "notes.txt"}
+
+
+def test_gcs_holds_the_model_and_only_what_is_missing_is_sent_again(store: Store, tmp_path: Path) -> None:
+    with gcs_server() as endpoint, faulty(endpoint) as proxy:
+        options = {"endpoint_url": proxy.endpoint, "anonymous": True, "project": "test"}
+        filesystem, _ = open_filesystem("gs://models", options)
+        filesystem.mkdir("models")
+        where, model = "gs://models/team/model", merged(store)
+        context = Context(
+            run_to(where, publish={"to": where, "storage_options": options}), FileDigests(tmp_path / "digests")
+        )
+        uploads: list[str] = []
+
+        def second_upload_is_lost(number: int, method: str, path: str) -> str | None:
+            if method in ("POST", "PUT") and "upload" in path:
+                uploads.append(path)
+                return "503" if len(uploads) == 2 else None
+            return None
+
+        proxy.choose = second_upload_is_lost
+        assert run_stage(publish.STAGE, context, {"merge": model}, store).status == "ran"
+        there = {name: filesystem.cat_file(f"models/team/model/{name}") for name in (*MODEL, "sft-receipt.json")}
+        assert {name: there[name] for name in MODEL} == MODEL
+        assert run_stage(publish.STAGE, context, {"merge": model}, store).status == "reused"
+        filesystem.rm_file("models/team/model/config.json")
+        uploads.clear()
+        assert run_stage(publish.STAGE, context, {"merge": model}, store).status == "ran"
+        assert not [path for path in uploads if "safetensors" in path]
 
 
 def test_s3_errors_say_what_to_do(store: Store, bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from configs.secrets import redacted
+from configs.secrets import SIGNATURE, redacted
 from stages.remote.explain import PlaceProblemError
 from stages.remote.failures import ChangedError
 from stages.remote.filesystem import HTTP, open_filesystem
@@ -20,7 +20,6 @@ from stages.remote.transfer import head_of, protocol_of
 
 WILD = re.compile(r"[*\[]")
 AT_ONCE = 16  # requests for the facts of objects
-SIGNATURES = re.compile(r"(?i)^(x-(amz|goog|ms)-|sig$|signature|se$|sp$|sv$|sr$|st$|expires|awsaccesskeyid|token|key)")
 
 
 def is_remote(place: str) -> bool:
@@ -210,7 +209,7 @@ def _identity(
 def _without_signature(url: str) -> str:
     """Return a URL as a key may hold it: without user, and of its query what is no signature."""
     parts = urlsplit(url)
-    kept = [pair for pair in parts.query.split("&") if pair and not SIGNATURES.match(pair)]
+    kept = [pair for pair in parts.query.split("&") if pair and not SIGNATURE.match(pair)]
     plain = redacted(parts._replace(query="", fragment="").geturl())
     return f"{plain}?{'&'.join(kept)}" if kept else plain
 
