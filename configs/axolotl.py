@@ -95,7 +95,6 @@ WITHOUT_EFFECT: dict[str, str] = spread(
         "part of gptq": "gptq_groupsize gptq_model_v1 gptq_disable_exllama",
         "part of qat": "nvfp4_merge_aware",
         "part of expert_parallel_size": "expert_parallel_num_nvl_bytes expert_parallel_token_capacity",
-        "embeddings grow only as far as the tokenizer needs": "resize_token_embeddings_to_32x",
         "part of relora": (
             "relora_prune_ratio relora_prune_method relora_cpu_offload jagged_restart_warmup_steps "
             "jagged_restart_anneal_steps"
@@ -114,7 +113,6 @@ WITHOUT_EFFECT: dict[str, str] = spread(
         "part of fp8": "fp8_enable_fsdp_float8_all_gather",
         "part of model_quantization_config": "model_quantization_config_kwargs",
         "part of spectrum": "spectrum_top_fraction spectrum_model_name",
-        "part of shrink_embeddings and vocabulary growth": "mean_resizing_embeddings",
         "quantised weights are sharded without it": "qlora_sharded_model_loading",
     }
 )
@@ -148,7 +146,6 @@ REFUSED: dict[str, str] = spread(
         "use pad_to_sequence_len: true": "pad_to_multiple_of",
         "use sequence_len and sample_packing": "max_packed_sequence_len",
         "put the text into a system message of the data, or use chat_template_jinja": "default_system_message",
-        "use special_tokens.additional_special_tokens": "tokens added_tokens_overrides",
         "remove it; the model's tokenizer.json is used, or that of another model by tokenizer_config": (
             "tokenizer_use_mistral_common"
         ),

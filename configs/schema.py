@@ -290,6 +290,21 @@ class RunConfig(Section):
     tokenizer_config: Place | None = Field(None, description="Hub id or folder of the tokenizer; default: base_model.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the base model.")
     special_tokens: SpecialTokensConfig = Field(SpecialTokensConfig(), description="Special tokens to set.")
+    tokens: tuple[str, ...] = Field((), description="Plain tokens to add to the vocabulary.")
+    added_tokens_overrides: dict[int, str] = Field(
+        {}, description="Other texts for added (reserved) tokens of the tokenizer: id -> text."
+    )
+    resize_token_embeddings_to_32x: bool = Field(
+        False, description="Grow embeddings to a multiple of 32 tokens, where new tokens need them to grow."
+    )
+    mean_resizing_embeddings: bool = Field(
+        False, description="Start the embeddings of new tokens near the mean of the others, not at random."
+    )
+    control_tokens_in_data: Literal["special", "text", "reject"] = Field(
+        "special",
+        description="What the text of a special token (`<|im_end|>`) in the data's contents becomes: that token, plain "
+        "text, or a rejected row. Our own key.",
+    )
 
     # Data
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1, description="The training data sets.")

@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from stages.pack.parts import told
 from stages.stage import StageResult
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -185,17 +186,21 @@ def summary(result: StageResult) -> str:
         case "fetch":
             return f"{sum(dataset['rows'] for dataset in facts['datasets']):,} rows"
         case "tokenize":
-            lost = facts["rows_read"] - facts["rows_written"]
             share = facts["trained_tokens"] / max(1, facts["tokens"])
-            return f"{facts['tokens']:,} tokens, {share:.0%} trained" + (f", {lost:,} rows rejected" if lost else "")
+            return f"{facts['tokens']:,} tokens, {share:.0%} trained{_rejected(facts)}"
         case "pack":
             train = facts["train"]
-            return f"{train['sequences']:,} sequences, {train['efficiency']:.1%} full"
+            return f"{train['sequences']:,} sequences, {train['efficiency']:.1%} full{_rejected(facts)}"
         case "train":
             return f"{facts['steps']:,} steps, loss {_figure(facts['first_loss'])} to {_figure(facts['final_loss'])}"
         case "publish":
             return str(facts["to"])
     return ""
+
+
+def _rejected(facts: dict[str, Any]) -> str:
+    lost = told(facts["rejected"])
+    return f"; rows rejected: {lost}" if lost else ""
 
 
 def _figure(value: Any) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stages.pack.parts import told
+from stages.tokenize.view import check_lines
 
 CHANGES_SHOWN = 8
 DATASETS_SHOWN = 8
@@ -148,6 +149,8 @@ def _data(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield "mixture", part["line"]
         if len(mixed) > DATASETS_SHOWN:
             yield "", f"and {len(mixed) - DATASETS_SHOWN} more data sets"
+    for line in check_lines(dict(list(data.get("checks", {}).items())[:DATASETS_SHOWN])):
+        yield "checks", line
 
 
 def _packing(document: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -184,6 +184,8 @@ def _data(context: Context, artifacts: dict[str, Artifact]) -> dict[str, Any]:
     if "tokenize" in artifacts:
         facts = artifacts["tokenize"].facts
         known |= {name: facts[name] for name in ("rows_read", "rows_written", "rejected", "tokens", "trained_tokens")}
+        checked = enumerate(facts["datasets"])
+        known["checks"] = {context.run.source_key(n): dataset["checks"] for n, dataset in checked}
     if "pack" in artifacts:
         known |= {name: artifacts["pack"].facts[name] for name in ("sequence_len", "train", "eval", "truncated")}
         known["dropped"] = artifacts["pack"].facts["rejected"]

@@ -6,7 +6,7 @@ address. A task is called in the main thread of its flow, so that a cancelled fl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -95,10 +95,32 @@ def _show_facts(result: StageResult) -> None:
         {"what": "status", "value": result.status},
         {"what": "address", "value": str(result.artifact.folder)},
         {"what": "key", "value": result.artifact.key},
-        *({"what": name, "value": _cell(value)} for name, value in result.artifact.facts.items()),
+        *({"what": name, "value": _cell(value)} for name, value in _told(result.artifact.facts)),
     ]
     with unless_away():
         create_table_artifact(key=f"sft-{result.stage}", table=rows, description=f"What `{result.stage}` made.")
+    if result.stage == "tokenize":
+        _show_checks(result)
+
+
+def _told(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the facts, those that count by reason one by one."""
+    for name, value in facts.items():
+        if name in ("rejected", "left_out"):
+            yield from ((f"{name}: {reason}", count) for reason, count in value.items() if count)
+        else:
+            yield name, value
+
+
+def _show_checks(result: StageResult) -> None:
+    """Put the checks before training into the UI as a table of their own."""
+    rows = [
+        {"data set": number, **check}
+        for number, dataset in enumerate(result.artifact.facts["datasets"])
+        for check in dataset["checks"]
+    ]
+    with unless_away():
+        create_table_artifact(key="sft-checks", table=rows, description="The checks before training.")
 
 
 def _cell(value: Any) -> str:

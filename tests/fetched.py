@@ -14,7 +14,9 @@ from configs.schema import RunConfig
 from stages.artifacts import Artifact, FileDigests, Store
 from stages.stage import Context, run_stage
 from stages.tokenize import STAGE
-from stages.tokens import TokenRows
+from stages.tokenize.shard import Job, Outcome, Setup, ShardTokenizer
+from stages.tokens import TokenRows, read_arrow
+from tests.tiny import CHATML
 
 REQUIRED: dict[str, Any] = {
     "learning_rate": 1e-4,
@@ -63,6 +65,22 @@ def tokenize(
     fetched = make_fetched(store, datasets, rows_per_shard)
     context = Context(run, FileDigests(folder / "digests.sqlite"), progress)
     return run_stage(STAGE, context, {"fetch": fetched}, store).artifact
+
+
+def tokenize_here(
+    folder: Path, tokenizer: Path, run: RunConfig, rows: Sequence[Any], *, template: str | None = CHATML, eot: int = 2
+) -> tuple[Outcome, list[tuple[list[int], list[int]]]]:
+    """Tokenize one shard in this process, without the stage around it; return what it counted, and (ids, labels)."""
+    variables = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    setup = Setup(run=run, folder=tokenizer, bos=1, eos=2, eot=(eot,), variables=variables, templates=(template,))
+    folder.mkdir(exist_ok=True)
+    lines = [row if isinstance(row, bytes) else orjson.dumps(row) for row in rows]
+    pq.write_table(pa.table({"row": pa.array(lines, pa.large_binary())}), folder / "rows.parquet")
+    job = Job(dataset=0, source=folder / "rows.parquet", target=folder / "rows.arrow", first_row=0)
+    outcome = ShardTokenizer(setup).tokenize(job, lambda rows, tokens: None)
+    table = read_arrow(job.target)
+    pairs = zip(table["input_ids"].to_pylist(), table["trained"].to_pylist(), strict=True)
+    return outcome, [(ids, [i if flag else -100 for i, flag in zip(ids, flags, strict=True)]) for ids, flags in pairs]
 
 
 def rejected(artifact: Artifact) -> list[dict[str, Any]]:

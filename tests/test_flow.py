@@ -69,7 +69,7 @@ def test_a_second_run_reuses_everything_and_the_server_shows_it(project: Project
     assert {name: state for name, (state, _) in states.items()} == dict.fromkeys(STAGES, "Cached")
     assert "store/train/" in states["train"][1]
     keys = {artifact["key"] for artifact in ask(prefect_api, "/artifacts/filter", {"limit": 100})}
-    assert {"sft-stages", "sft-tokenize", "sft-train"} <= keys
+    assert {"sft-stages", "sft-tokenize", "sft-checks", "sft-train"} <= keys
 
 
 def test_a_fully_reused_run_does_not_wait_for_prefect(project: Project) -> None:

@@ -26,6 +26,8 @@ __all__ = [
     "Turn",
     "check_format",
     "format_inputs",
+    "is_chat",
+    "is_verbatim",
     "make_format",
     "make_plain",
 ]
@@ -47,6 +49,11 @@ KNOWN = (CHAT, *ALPACA, "input_output", "completion")
 def is_chat(dataset: DatasetConfig) -> bool:
     """Return whether rows of this data set are rendered by a chat template."""
     return dataset.type == CHAT
+
+
+def is_verbatim(dataset: DatasetConfig) -> bool:
+    """Return whether rows bring their own control tokens: there is no template that would write them."""
+    return dataset.type == "input_output"
 
 
 def check_format(run: RunConfig, number: int) -> None:

@@ -59,6 +59,7 @@ class Piece(NamedTuple):
         special_tokens: encode with the tokenizer's own special tokens (a beginning of sequence, if it adds one).
         continues: drop a beginning of sequence in front: this piece follows another one.
         ends: append the end of sequence, unless it is there or the text is empty.
+        plain: spellings of control tokens that are encoded as plain text.
     """
 
     text: str
@@ -67,6 +68,7 @@ class Piece(NamedTuple):
     special_tokens: bool = False
     continues: bool = False
     ends: bool = False
+    plain: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)

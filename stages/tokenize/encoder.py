@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +22,11 @@ import numpy as np
 import orjson
 from tokenizers import Encoding, Tokenizer
 
+from stages.formats.control import ControlTokens
 from stages.formats.pieces import EndRule, Part, Piece, Rejected, RowFormat, Span, Turn
 from stages.tokenize.backends import Backend, FastBackend, HuggingFaceBackend, Ids, Positions, fast_backend
 from stages.tokenize.byte_level import END_WITHIN, ByteLevel, Mask
+from stages.tokenize.guarded import GuardedEncoding, GuardedTokenizer
 from stages.tokenize.places import Places, places_from_offsets
 
 NO_TEXT = Rejected("no_text", "the row gives no token")
@@ -129,6 +132,12 @@ class Encoder:
         self._bos, self._eos = bos, eos
         self._end = np.array([eos], np.int32)
         self._eot, self._eos_only = frozenset(eot), frozenset([eos])
+        self.control = ControlTokens([token["content"] for token in settings["added_tokens"] if token["special"]])
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Return the reference, whose offsets hold white space."""
+        return self._tokenizer
 
     def encode(self, rows: Sequence[list[Piece]], form: RowFormat) -> Encoded:
         """Return what becomes of rows, each given as its pieces: one tokenized row, several if it is cut, or none.
@@ -169,7 +178,9 @@ class Encoder:
         return replace(tokens, counts=counts), proven
 
     def _has_bytes(self, piece: Piece) -> bool:
-        return not (piece.special_tokens and self._affixes is None) and all(turn.parts is None for turn in piece.turns)
+        if piece.plain or (piece.special_tokens and self._affixes is None):
+            return False
+        return all(turn.parts is None for turn in piece.turns)
 
     def _ids(self, texts: list[str]) -> tuple[Ids, Positions]:
         """Return the ids of texts by the fastest backend; one text of them is encoded by the reference as well."""
@@ -234,29 +245,40 @@ class Encoder:
                 results[number] = Rejected("mask_not_proven", _difference(said, claim.text))
         return results
 
-    def _encodings(self, pieces: list[Piece]) -> Iterator[Encoding]:
+    def _encodings(self, pieces: list[Piece]) -> Iterator[Encoding | GuardedEncoding]:
         """Return an iterator over the encodings of the pieces, in order."""
-        own = iter(self._batch([piece.text for piece in pieces if piece.special_tokens], True))
-        bare = iter(self._batch([piece.text for piece in pieces if not piece.special_tokens], False))
-        return iter([next(own if piece.special_tokens else bare) for piece in pieces])
+        usual = [piece for piece in pieces if not piece.plain]
+        own = iter(self._batch([piece.text for piece in usual if piece.special_tokens], True))
+        bare = iter(self._batch([piece.text for piece in usual if not piece.special_tokens], False))
+        return iter([self._guarded.encode(p) if p.plain else next(own if p.special_tokens else bare) for p in pieces])
+
+    @cached_property
+    def _guarded(self) -> GuardedTokenizer:
+        """Return the tokenizer for pieces in which control tokens are spelled as text; few runs have one."""
+        return GuardedTokenizer(_with_whole_offsets(orjson.loads(self._settings)), self.control.spans)
 
     def _batch(self, texts: list[str], special_tokens: bool) -> list[Encoding]:
         return list(self._tokenizer.encode_batch(texts, add_special_tokens=special_tokens)) if texts else []
 
-    def _piece(self, piece: Piece, encoding: Encoding, ends: EndRule) -> tuple[Tokenized, list[_Claim]]:
+    def _piece(
+        self, piece: Piece, encoding: Encoding | GuardedEncoding, ends: EndRule
+    ) -> tuple[Tokenized, list[_Claim]]:
         if not piece.text:
             return Tokenized(np.zeros(0, np.int32), np.zeros(0, np.bool_)), []
         listed = encoding.ids
         ids = np.array(listed, np.int32)
         trained = np.full(len(ids), piece.trained)
         claims = []
+        if isinstance(encoding, GuardedEncoding) and not encoding.certain:
+            claims.append(_Claim([], piece.text))  # which is never so: the row is rejected
         if piece.turns or piece.trained:
             spans = [turn.span for turn in piece.turns if turn.trained and turn.parts is None]
             spans += [Span(0, len(piece.text))] if piece.trained else []
             places = places_from_offsets(encoding)
-            claims = [_claim(piece.text, listed, places, encoding, span) for span in spans]
+            claims += [_claim(piece.text, listed, places, encoding, span) for span in spans]
             self._train_turns(piece.turns, listed, trained, places, ends)
-        tokens = self._with_ends([piece], _Tokens.of([Tokenized(ids, trained)]))
+        tokens = _Tokens.of([Tokenized(ids, trained)])
+        tokens = self._with_ends([piece], self._with_affixes([piece], tokens) if piece.plain else tokens)
         return Tokenized(tokens.ids, tokens.trained), claims
 
     def _train_turns(
@@ -356,7 +378,7 @@ def _train_part(part: Part, trained: Mask, places: Places) -> None:
         trained[first:behind] |= (begins >= begins[low]) & (lasts <= lasts[high])
 
 
-def _claim(text: str, ids: list[int], places: Places, encoding: Encoding, span: Span) -> _Claim:
+def _claim(text: str, ids: list[int], places: Places, encoding: Encoding | GuardedEncoding, span: Span) -> _Claim:
     """Return the ids of a span, and the text that they must say: that of the span, up to the edges of its tokens."""
     first, behind = places.tokens_of(span)
     if first == behind:

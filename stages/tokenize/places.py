@@ -7,6 +7,7 @@ from tokenizers import Encoding
 
 from stages.formats.pieces import Span
 from stages.tokenize.backends import Positions
+from stages.tokenize.guarded import GuardedEncoding
 
 
 class Places:
@@ -25,7 +26,7 @@ class Places:
         return first, max(first, int(np.searchsorted(self.starts, span.end, side="left")))
 
 
-def places_from_offsets(encoding: Encoding) -> Places:
+def places_from_offsets(encoding: Encoding | GuardedEncoding) -> Places:
     """Return the places that the tokenizer itself tells."""
     offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
     return Places(offsets[:, 0], offsets[:, 1])

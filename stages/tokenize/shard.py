@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,18 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from configs.schema import RunConfig
-from stages.formats import Piece, PlainChats, Rejected, RowFormat, make_format, make_plain
+from stages.formats import Piece, PlainChats, Rejected, RowFormat, is_verbatim, make_format, make_plain
 from stages.formats.rows import read_row
 from stages.templates import ChatTemplate
 from stages.tokenize.encoder import BackendError, Encoded, Encoder
+from stages.tokenize.proofs import ConversationProver
 from stages.tokens import TOKEN_SCHEMA, write_arrow
 
 BATCH_ROWS = 512
 BATCH_CHARACTERS = 1 << 21
 DETAIL_CHARACTERS = 300
+SAMPLE_ROWS = 8
+"""Rows of a shard that are looked at again."""
 COLLECT = (100_000, 20, 100)
 """Thresholds of garbage collection, which else takes up to 15 % of the time."""
 
@@ -76,6 +79,12 @@ class Outcome(BaseModel):
         rows_written: those of them that gave tokens.
         rows: rows of the target; more than `rows_written` where rows are cut.
         rejected: `{"row", "reason", "detail"}` of each other row.
+        control_tokens: how often the text of the data spells each control token.
+        control_rows: rows in which it does.
+        untrained_rows: rows of the target in which no token is trained.
+        spans: runs of trained tokens.
+        ended_spans: those of them whose last token is an end token.
+        found, examples: of a second look at some rows, how often each thing was found, and one example.
         note: what is to be told of how it was done, empty if nothing.
     """
 
@@ -85,6 +94,13 @@ class Outcome(BaseModel):
     tokens: int = 0
     trained_tokens: int = 0
     rejected: list[dict[str, Any]] = []
+    control_tokens: dict[str, int] = {}
+    control_rows: int = 0
+    untrained_rows: int = 0
+    spans: int = 0
+    ended_spans: int = 0
+    found: dict[str, int] = {}
+    examples: dict[str, str] = {}
     note: str = ""
 
 
@@ -95,11 +111,20 @@ class ShardTokenizer:
         self._encoder = Encoder(setup.folder, setup.bos, setup.eos, setup.eot)
         self._formats: list[RowFormat] = []
         self._plain: list[PlainChats | None] = []
+        self._provers: list[ConversationProver | None] = []
+        self._ends = np.array([setup.eos, *setup.eot], np.int32)
+        self._control_tokens = setup.run.control_tokens_in_data
+        self._verbatim = frozenset(n for n, dataset in enumerate(setup.run.sources) if is_verbatim(dataset))
         for number, text in enumerate(setup.templates):
             variables = {**setup.variables, **setup.run.chat_template_kwargs}
             template = None if text is None else ChatTemplate(text, variables)
             self._formats.append(make_format(setup.run, number, template))
             self._plain.append(make_plain(setup.run, number, template))
+            self._provers.append(None if template is None else self._prover(setup, number, template))
+
+    def _prover(self, setup: Setup, number: int, template: ChatTemplate) -> ConversationProver:
+        dataset, ends = setup.run.sources[number], [setup.eos, *setup.eot]
+        return ConversationProver(dataset, template, self._encoder.tokenizer, ends, setup.run.train_on_inputs)
 
     def tokenize(self, job: Job, report: Report) -> Outcome:
         """Write the target of a job. Memory is that of the target and of one batch of rows."""
@@ -122,7 +147,7 @@ class ShardTokenizer:
         outcome = Outcome()
         written: list[tuple[Numbers, Encoded]] = []
         for numbers, raw in _batches(job):
-            prepared = self._prepared(raw, job.dataset)
+            prepared = self._prepared(raw, job.dataset, outcome)
             refused = {at: row for at, row in enumerate(prepared) if isinstance(row, Rejected)}
             good = np.array([at for at in range(len(raw)) if at not in refused], np.int64)
             encoded = self._encoder.encode([prepared[at] for at in good.tolist()], self._formats[job.dataset])
@@ -136,15 +161,79 @@ class ShardTokenizer:
             outcome.rows_written += len(raw) - len(refused)
             outcome.tokens += len(encoded.ids)
             outcome.trained_tokens += int(np.count_nonzero(encoded.trained))
+            self._count_spans(encoded, outcome)
+            if len(written) == 1:
+                self._look_again(raw, good, encoded, job.dataset, outcome)
         table = _table(written, job.dataset)
         write_arrow(job.target, table)
         outcome.rows = table.num_rows
         return outcome
 
-    def _prepared(self, raw: list[bytes], dataset: int) -> list[list[Piece] | Rejected]:
+    def _look_again(self, raw: list[bytes], good: Numbers, encoded: Encoded, dataset: int, outcome: Outcome) -> None:
+        """Take a second look at some of the `good` rows, the same on every machine, by a way of its own."""
+        prover, form = self._provers[dataset], self._formats[dataset]
+        if prover is None:
+            return
+        for place in range(0, len(good), max(1, -(-len(good) // SAMPLE_ROWS))):
+            row, tokens = read_row(raw[good[place]]), encoded.rows_of(place)
+            pieces = form.pieces(row) if len(tokens) == 1 and not self._encoder.control.count(row) else []
+            if len(pieces) != 1:
+                continue
+            for found in prover.look(row, pieces[0], tokens[0].ids.tolist(), tokens[0].trained.tolist()):
+                outcome.found[found.what] = outcome.found.get(found.what, 0) + 1
+                outcome.examples.setdefault(found.what, found.example)
+
+    def _count_spans(self, encoded: Encoded, outcome: Outcome) -> None:
+        """Count runs of trained tokens, those that end with an end token, and rows without a trained token."""
+        if not len(encoded.lengths):
+            return
+        ends = np.cumsum(encoded.lengths)
+        followed = np.append(encoded.trained[1:], False)
+        followed[ends - 1] = False
+        last = np.flatnonzero(encoded.trained & ~followed)
+        outcome.spans += len(last)
+        outcome.ended_spans += int(np.isin(encoded.ids[last], self._ends).sum())
+        outcome.untrained_rows += len(ends) - len(np.unique(np.searchsorted(ends, last, side="right")))
+
+    def _prepared(self, raw: list[bytes], dataset: int, outcome: Outcome) -> list[list[Piece] | Rejected]:
+        """Return the pieces of rows; those that spell control tokens are counted, and treated as they are to be."""
+        spelling = {} if dataset in self._verbatim else self._spelling(raw, outcome)
+        if self._control_tokens == "special" or not spelling:
+            return self._usual(raw, dataset)
+        usual = iter(self._usual([row for number, row in enumerate(raw) if number not in spelling], dataset))
+        return [
+            self._spelled(spelling[number], dataset) if number in spelling else next(usual)
+            for number in range(len(raw))
+        ]
+
+    def _spelling(self, raw: list[bytes], outcome: Outcome) -> dict[int, dict[str, Any]]:
+        """Return the rows whose texts spell control tokens, and count these."""
+        found: dict[int, dict[str, Any]] = {}
+        for number, text in enumerate(raw):
+            if not self._encoder.control.may_be_in(text):
+                continue
+            with suppress(Rejected):
+                row = read_row(text)
+                if counts := self._encoder.control.count(row):
+                    found[number] = row
+                    for token, count in counts.items():
+                        outcome.control_tokens[token] = outcome.control_tokens.get(token, 0) + count
+        outcome.control_rows += len(found)
+        return found
+
+    def _spelled(self, row: dict[str, Any], dataset: int) -> list[Piece] | Rejected:
+        if self._control_tokens == "reject":
+            token = next(iter(self._encoder.control.count(row)))
+            return Rejected("control_token", f"its text spells the control token {token}")
+        try:
+            return self._encoder.control.pieces_with_plain_text(row, self._formats[dataset])
+        except Rejected as rejected:
+            return rejected
+
+    def _usual(self, raw: list[bytes], dataset: int) -> list[list[Piece] | Rejected]:
         """Return the pieces of rows, plain ones by the fast way; one of them is done the other way as well."""
         form, plain = self._formats[dataset], self._plain[dataset]
-        if plain is None:
+        if plain is None or not raw:
             return [_pieces(row, form) for row in raw]
         found = [plain.pieces(row) for row in raw]
         number = sum(map(len, raw)) % len(raw)  # any one, the same on every machine

@@ -22,6 +22,7 @@ from stages.errors import ConfigError, DataError, Problem, StageError
 from stages.formats import check_format, format_inputs, is_chat
 from stages.stage import Context, Stage, Upstream
 from stages.templates import TemplateChoice, choose_template
+from stages.tokenize.checks import Counts, as_facts, checks
 from stages.tokenize.earlier import MadeShard, adopt, find_earlier, made_of, write_contents
 from stages.tokenize.pool import SOURCE_ROOT, tokenize_shards
 from stages.tokenize.shard import Job, Outcome, Setup
@@ -49,8 +50,11 @@ def inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
     return {
         "tokenizer": find_tokenizer(run).content(TOKENIZER_FILES, context.digests),
         "special_tokens": run.special_tokens.model_dump(mode="json"),
+        **({"tokens": run.tokens} if run.tokens else {}),
+        **({"added_tokens_overrides": _overrides(run)} if run.added_tokens_overrides else {}),
         "template": _template_inputs(choose_template(run)),
         "datasets": datasets,
+        **({"control_tokens_in_data": run.control_tokens_in_data} if run.control_tokens_in_data != "special" else {}),
         **({"eot_tokens": run.eot_tokens, "chat_template_kwargs": run.chat_template_kwargs} if chat else {}),
         "libraries": {name: version(name) for name in LIBRARIES},
     }
@@ -73,10 +77,17 @@ def produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dic
     _write_rejected(context.run, outcomes, writer)
     write_contents([shard.made(outcome) for shard, outcome in outcomes], writer)
     tokenizer = {name: resolved[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
-    return {**_facts(len(context.run.sources), outcomes), "tokenizer": tokenizer}
+    if resolved["new_tokens"]:
+        tokenizer["new_tokens"] = resolved["new_tokens"]
+    facts = _facts(context.run, outcomes)
+    for number, dataset in enumerate(facts["datasets"]):
+        for check in dataset["checks"]:
+            if check["verdict"] == "warning":
+                context.log(f"{context.run.source_key(number)}: check {check['check']}: {check['detail']}")
+    return {**facts, "tokenizer": tokenizer}
 
 
-STAGE = Stage("tokenize", 3, ("fetch",), inputs, produce)
+STAGE = Stage("tokenize", 4, ("fetch",), inputs, produce)
 
 
 @dataclass(frozen=True)
@@ -140,12 +151,18 @@ def _template_inputs(choice: TemplateChoice) -> dict[str, str | None]:
     return {"text": choice.text, "fallback": choice.fallback}
 
 
+def _overrides(run: RunConfig) -> dict[str, str]:
+    return {str(number): text for number, text in run.added_tokens_overrides.items()}
+
+
 def _resolve_tokenizer(run: RunConfig, source: ModelSource, folder: Path) -> dict[str, Any]:
     """Have a process with Hugging Face's classes write the tokenizer into a folder; return its answer."""
     request = {
         "source": str(source.folder(TOKENIZER_FILES).resolve()),
         "out": str(folder.resolve()),
         "special_tokens": run.special_tokens.model_dump(mode="json"),
+        "tokens": run.tokens,
+        "overrides": _overrides(run),
         "chat_template": choose_template(run).text,
         "eot_tokens": run.eot_tokens or (),
         "trust_remote_code": run.trust_remote_code,
@@ -280,12 +297,12 @@ def _write_rejected(run: RunConfig, outcomes: list[tuple[_Shard, Outcome]], writ
     writer.write("rejected.jsonl", b"".join(lines), volatile=True)
 
 
-def _facts(count: int, outcomes: list[tuple[_Shard, Outcome]]) -> dict[str, Any]:
+def _facts(run: RunConfig, outcomes: list[tuple[_Shard, Outcome]]) -> dict[str, Any]:
     everything = [outcome for _, outcome in outcomes]
     datasets = []
-    for number in range(count):
+    for number in range(len(run.sources)):
         own = [outcome for shard, outcome in outcomes if shard.dataset == number]
-        datasets.append(_counts(own))
+        datasets.append({**_counts(own), "checks": as_facts(checks(run, number, Counts.of(own)))})
     shards = [
         {"file": shard.name, "dataset": shard.dataset, "rows": outcome.rows, "tokens": outcome.tokens}
         for shard, outcome in outcomes

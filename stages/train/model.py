@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,16 @@ def uses_autocast(job: Job) -> bool:
     return job.precision != "fp32" and job.run.bf16 != "full"
 
 
-def load_model(job: Job, vocabulary: int) -> PreTrainedModel:
+def load_model(job: Job, vocabulary: int, new_tokens: Sequence[str] = ()) -> PreTrainedModel:
     """Return the base model, with embeddings for `vocabulary` tokens at least, and its adapter if there is one.
 
+    `new_tokens` are those that the base model's tokenizer does not have.
     Weights that are trained in mixed precision are kept in float32; frozen ones are loaded in the precision of the
     computation, and so are all with `bf16: full`.
     """
     model = _load_base(job)
     if model.get_input_embeddings().num_embeddings < vocabulary:
-        _grow_vocabulary(model, job.run, vocabulary)
+        _grow_vocabulary(model, job.run, vocabulary, new_tokens)
     if job.run.recomputes_activations and (job.run.adapter or job.run.unfrozen_parameters):
         model.enable_input_require_grads()  # a recomputed block needs an input with a gradient; these are frozen
     if job.run.adapter is not None:
@@ -82,13 +84,17 @@ def _keep_trainable_layout(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _grow_vocabulary(model: PreTrainedModel, run: RunConfig, vocabulary: int) -> None:
+def _grow_vocabulary(model: PreTrainedModel, run: RunConfig, vocabulary: int, new_tokens: Sequence[str]) -> None:
     rows = model.get_input_embeddings().num_embeddings
-    if run.adapter is not None and not run.lora_modules_to_save:
-        rule = f"special_tokens grew the vocabulary from {rows} to {vocabulary} tokens, and new ones must be trained"
+    # padding is never seen and never predicted, so it needs no training
+    only_padding = list(new_tokens) == [run.special_tokens.pad_token] and vocabulary == rows + 1
+    if run.adapter is not None and not run.lora_modules_to_save and not only_padding:
+        rule = f"the vocabulary grew from {rows} to {vocabulary} tokens, and new ones must be trained"
         remedy = "Add lora_modules_to_save: [embed_tokens, lm_head]."
         raise ConfigError([Problem("configuration", "lora_modules_to_save", "", rule, remedy)])
-    model.resize_token_embeddings(vocabulary)
+    if run.resize_token_embeddings_to_32x:
+        vocabulary += -vocabulary % 32
+    model.resize_token_embeddings(vocabulary, mean_resizing=run.mean_resizing_embeddings)
 
 
 def save_final(model: PreTrainedModel, job: Job, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from configs.schema import RunConfig
+from configs.schema import RunConfig, SpecialTokensConfig
 from stages.artifacts import ArtifactWriter
 from stages.base_model import MODEL_FILES, find_model
 from stages.quantization import quantization
@@ -130,9 +130,17 @@ def key_inputs(context: Context, machine: Machine) -> dict[str, Any]:
         "world_size": world_size(run, machine),
         "evaluates_in_passes_of": _eval_pass(run),
         **(_set_of(run, PICKING_KEYS) if run.picks_best else {}),
+        **_new_embeddings(run),
         **_also_recorded(run),
         "libraries": {name: version(name) for name in (*LIBRARIES, *needed_packages(run))},
     }
+
+
+def _new_embeddings(run: RunConfig) -> dict[str, Any]:
+    """Return how embeddings of new tokens are made, where there can be some."""
+    if not (run.tokens or run.tokenizer_config or run.special_tokens != SpecialTokensConfig()):
+        return {}
+    return {"new_embeddings": [run.resize_token_embeddings_to_32x, run.mean_resizing_embeddings]}
 
 
 def _also_recorded(run: RunConfig) -> dict[str, Any]:

@@ -83,7 +83,8 @@ def _train(job: Job, stop: StopFlag) -> int:
     )
     arguments = training_arguments(job, schedule)
     is_first = arguments.process_index == 0
-    model = load_model(job, tokens.facts["tokenizer"]["vocab_size"])
+    vocabulary = tokens.facts["tokenizer"]
+    model = load_model(job, vocabulary["vocab_size"], vocabulary.get("new_tokens", ()))
     attend_by_sample(model)
     form = batch_form(job, tokens, model)
     batches, eval_batches = Batches(rows, train_packs, form), Batches(rows, eval_packs, _eval_form(form, run))
