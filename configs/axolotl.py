@@ -149,7 +149,7 @@ REFUSED: dict[str, str] = spread(
         "remove it; the model's tokenizer.json is used, or that of another model by tokenizer_config": (
             "tokenizer_use_mistral_common"
         ),
-        "write it into config.json of a copy of the base model (a loss of its routers is never added)": (
+        "write it into config.json of a copy of the base model": (
             "rope_scaling model_config overrides_of_model_config model_kwargs overrides_of_model_kwargs "
             "base_model_config cls_model_config"
         ),
