@@ -53,11 +53,20 @@ class Problem:
         return f"{self.place}: {subject}{self.rule}. {self.remedy}".rstrip()
 
 
+@dataclass(frozen=True)
+class KeyUse:
+    """A key of a file, and what becomes of it: `acted on`, `without effect`, `replaced by` or `refused`."""
+
+    key: str
+    kind: str
+    text: str
+
+
 class ConfigError(SftError):
-    """Everything that is wrong with a configuration, all at once."""
+    """Everything that is wrong with a configuration, all at once; and what becomes of its keys, where that is known."""
 
     exit_code = 2
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(problems)
+    def __init__(self, problems: Iterable[Problem], keys: Iterable[KeyUse] = ()) -> None:
+        self.problems, self.keys = tuple(problems), tuple(keys)
         super().__init__("\n".join(str(problem) for problem in self.problems))

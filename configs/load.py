@@ -12,9 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from configs.axolotl import ALIASES, GIVES_WAY, NEUTRAL, PLUGINS
 from configs.document import Document, KeyPath, dotted, drop_nulls, in_order, read_document
-from configs.errors import ConfigError, Problem
+from configs.errors import ConfigError, KeyUse, Problem
 from configs.explain import explain
-from configs.keys import Kind, key_class, known_keys, section_model
+from configs.keys import key_class, known_keys, section_model
 from configs.other_names import OTHER_NAMES
 from configs.overrides import apply_override
 from configs.precision import read_precision
@@ -22,15 +22,6 @@ from configs.schema import DatasetConfig, RunConfig
 from configs.sharding import FSDP_KEYS, read_deepspeed, read_fsdp
 
 MOST_UNKNOWN = 30
-
-
-@dataclass(frozen=True)
-class KeyUse:
-    """A key of the file, and what becomes of it."""
-
-    key: str
-    kind: Kind
-    text: str
 
 
 @dataclass(frozen=True)
@@ -80,7 +71,7 @@ def load_run(path: Path, overrides: Sequence[str] = (), *, lenient: bool = False
     except ValidationError as error:
         explain(document, error)
     if run is None or document.problems:
-        raise ConfigError(in_order(document.problems))
+        raise ConfigError(in_order(document.problems), uses)
     places = {dotted(place): where for place, where in document.places.items()}
     return LoadedRun(_with_paths(run, path.resolve().parent), tuple(document.notices), path, uses, places, lenient)
 
@@ -89,7 +80,7 @@ def _uses(values: dict[str, Any], model: type[BaseModel], section: str) -> Itera
     for key, value in values.items():
         name = f"{section}.{key}".lstrip(".")
         found = key_class(section, key.removeprefix("fsdp_") if section == "fsdp_config" else key)
-        if found is not None:
+        if found is not None and not (found.kind == "refused" and asks_nothing(section, key, value)):
             yield KeyUse(name, found.kind, found.text)
         inner = section_model(model, key)
         if inner is not None:
@@ -158,12 +149,17 @@ def _take_out(document: Document, values: dict[str, Any], model: type[BaseModel]
         if found is None or found.kind == "replaced by":
             continue
         value = values.pop(key)
-        if _asks_for_nothing(value) or (not section and value == NEUTRAL.get(key, ...)):
+        if asks_nothing(section, key, value):
             continue
         if found.kind == "refused":
             document.problem((*path, key), value, "this is not done here", f"Instead: {found.text}.")
         else:
             document.notice((*path, key), value, "has no effect here", f"Reason: {found.text}.")
+
+
+def asks_nothing(section: str, key: str, value: Any) -> bool:
+    """Return whether a value leaves a key as if it were not there, whatever its class."""
+    return _asks_for_nothing(value) or (not section and value == NEUTRAL.get(key, ...))
 
 
 def _asks_for_nothing(value: Any) -> bool:

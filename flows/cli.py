@@ -116,8 +116,9 @@ def validate(given: GivenConfig, gpu: str | None, as_json: bool) -> None:
     if as_json:
         write_json(document)
     else:
-        from flows.plan_view import show_findings
+        from flows.plan_view import show_findings, show_keys
 
+        show_keys(document, to_stderr=True)
         show_findings(document, to_stderr=True)
         say(f"{given.path}: {'valid' if document['valid'] else 'not valid'}")
     _refuse(document, strict=given.strict)
@@ -221,8 +222,7 @@ def schema(markdown: bool) -> None:
 @click.option("--data", help="Hub id, or a file or folder with the rows.")
 @click.option("--type", "kind", help="Format of a row; default: found from the first one of a JSONL file.")
 @click.option("--adapter", type=click.Choice(["lora", "qlora", "full"]), help="Default: as is usual for the size.")
-@click.option("--gpus", type=click.IntRange(0), help="GPUs; 0: train on the CPU.")
-@click.option("--memory", type=click.IntRange(1), metavar="GB", help="Memory of one GPU.")
+@click.option("--gpu", metavar="NAME", help="GPU to train on, rtx4090 or 8xh100; cpu: none.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 def init(path: Path, **answers: Any) -> None:
     """Write a commented file to start from (PATH, run.yaml); what is not given is asked for."""

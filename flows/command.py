@@ -130,11 +130,12 @@ def _report(error: Exception, *, as_json: bool, with_traceback: bool) -> int:
         raise error
     if with_traceback:
         sys.stderr.write(redacted("".join(traceback.format_exception(error))))
-    problems = [vars(problem) for problem in error.problems] if isinstance(error, ConfigError) else []
+    problems, keys = (error.problems, error.keys) if isinstance(error, ConfigError) else ((), ())
     expected = isinstance(error, SftError)
     text = redacted(str(error) if expected else f"unexpected {type(error).__name__}: {error} (--traceback shows where)")
     if as_json:
-        write_json({"error": text, "problems": problems})
+        judged = {"valid": False, "keys": [vars(use) for use in keys]} if keys else {}
+        write_json({"error": text, "problems": [vars(problem) for problem in problems], **judged})
     for line in text.splitlines():
         say(f"[red]error[/red] {escape(line)}")
     return error.exit_code if isinstance(error, SftError) else 1

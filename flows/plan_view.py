@@ -55,6 +55,19 @@ def show_findings(document: dict[str, Any], *, to_stderr: bool = False) -> None:
             console.print()
 
 
+def show_keys(document: dict[str, Any], *, to_stderr: bool = False) -> None:
+    """Print the class of each key that a file uses; why a key has no effect is said where it is read."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for kind in ("acted on", "replaced by", "without effect"):
+        uses = {use["key"]: use["text"] for use in document["keys"] if use["kind"] == kind}
+        shown = [f"{key} -> {text}" for key, text in uses.items()] if kind == "replaced by" else list(uses)
+        if shown:
+            table.add_row(
+                Text(f"{len(shown)} keys {kind}" if len(shown) > 1 else f"1 key {kind}", "dim"), ", ".join(shown)
+            )
+    _print(page(to_stderr=to_stderr), table)
+
+
 def page(*, to_stderr: bool = False) -> Console:
     """Return where pages are printed, not wider than can be read."""
     width = min(Console(stderr=to_stderr).width, WIDTH)

@@ -12,6 +12,7 @@ from configs.errors import ConfigError, Problem
 from configs.load import load_run
 from configs.starting_file import Answers, Method, dataset_keys, starting_file, usual_method
 from flows.command import say
+from stages.estimate.gpus import gpus_named
 
 
 def init(
@@ -21,35 +22,40 @@ def init(
     data: str | None,
     kind: str | None,
     adapter: Method | None,
-    gpus: int | None,
-    memory: int | None,
+    gpu: str | None,
     force: bool,
 ) -> None:
     """Write a file made for these answers; what is None is asked for at a terminal, and else as is usual.
 
     Raises:
-        ConfigError: the file is there already, or the model or the data is not given.
+        ConfigError: the file is there already, the model or the data is not given, or the GPU is not known.
     """
     if path.exists() and not force:
         raise ConfigError([Problem(str(path), "", "", "this file is there already", "Name another, or use --force.")])
     model = model or _ask("model", "Model (Hub id or folder)")
     data = data or _ask("data", "Data (Hub id, or a file or folder)")
-    gpus = gpus if gpus is not None else int(_ask("gpus", "GPUs (0: train on the CPU)", "1"))
-    memory = memory if memory is not None or not gpus else int(_ask("memory", "Memory of one GPU, in GB", "24"))
-    usual = usual_method(model, gpus, memory or 0)
+    gpus, memory = _hardware(gpu or _ask("gpu", "GPU (rtx4090, 8xh100, ...; cpu: none)", "rtx4090"))
+    usual = usual_method(model, gpus, memory)
     method = adapter or cast("Method", _ask("adapter", "Train", usual, choices=get_args(Method)))
     dataset = {"type": kind} if kind else dataset_keys(data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(starting_file(Answers(model, data, dataset, method, gpus, memory or 0)), encoding="utf-8")
+    path.write_text(starting_file(Answers(model, data, dataset, method, gpus, memory)), encoding="utf-8")
     load_run(path)
     say(f"{path} is written. See what it would do: sft plan {path}")
+
+
+def _hardware(name: str) -> tuple[int, int]:
+    """Return how many GPUs a name tells, and the memory of one in GB."""
+    if name.lower() == "cpu":
+        return 0, 0
+    kind, count = gpus_named(name)
+    return count or 1, round(kind.bytes / 1e9)
 
 
 def _ask(option: str, question: str, usual: str | None = None, choices: tuple[str, ...] | None = None) -> str:
     """Return the answer of a person, or what is usual where nobody sits at a terminal."""
     if sys.stdin.isatty():
-        kind = click.Choice(choices) if choices else int if usual and usual.isdecimal() else str
-        return str(click.prompt(question, default=usual, type=kind, err=True))
+        return str(click.prompt(question, default=usual, type=click.Choice(choices) if choices else str, err=True))
     if usual is None:
         rule = "it is not given, and there is no terminal to ask at"
         raise ConfigError([Problem("command line", f"--{option}", "", rule, f"Give --{option} VALUE.")])

@@ -31,13 +31,13 @@ def write(folder: Path, *flags: str) -> RunConfig:
 
 
 @pytest.mark.parametrize("adapter", ["lora", "qlora", "full"])
-@pytest.mark.parametrize("hardware", ["--gpus=0", "--gpus=1 --memory=24", "--gpus=8 --memory=24"])
+@pytest.mark.parametrize("hardware", ["cpu", "rtx4090", "8xRTX4090"])
 def test_the_file_is_valid_for_every_adapter_and_hardware(tmp_path: Path, adapter: str, hardware: str) -> None:
-    run = write(tmp_path, "--model=Qwen/Qwen3-8B", "--data=rows.jsonl", f"--adapter={adapter}", *hardware.split())
+    run = write(tmp_path, "--model=Qwen/Qwen3-8B", "--data=rows.jsonl", f"--adapter={adapter}", f"--gpu={hardware}")
     assert run.adapter == (None if adapter == "full" else adapter)
     assert run.load_in_4bit == (adapter == "qlora")
-    assert (run.bf16 is False) == (hardware == "--gpus=0")
-    assert (run.sharding == "fsdp2") == (hardware == "--gpus=8 --memory=24" and adapter != "qlora")
+    assert (run.bf16 is False) == (hardware == "cpu")
+    assert (run.sharding == "fsdp2") == (hardware == "8xRTX4090" and adapter != "qlora")
     assert (8 if adapter == "lora" else 16) >= run.sequences_per_pass * run.passes_per_step >= 8
     comments = [line for line in (tmp_path / "run.yaml").read_text().splitlines() if " # " in line]
     assert len(comments) >= 15
@@ -47,7 +47,7 @@ def test_what_it_writes_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     build_model(tmp_path / "base")
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join([orjson.dumps(CHAT)] * 30))
-    write(tmp_path, "--model=base", "--data=rows.jsonl", "--gpus=0")
+    write(tmp_path, "--model=base", "--data=rows.jsonl", "--gpu=cpu")
     done = CliRunner().invoke(cli, ["plan", "run.yaml", "--json"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert [stage["status"] for stage in orjson.loads(done.stdout)["stages"]] == ["run"] * 6
@@ -63,6 +63,12 @@ def test_a_file_that_is_there_is_not_replaced(tmp_path: Path) -> None:
     assert load_run(tmp_path / "run.yaml").run.base_model == "m"
 
 
+def test_a_gpu_that_nobody_knows_is_a_sentence(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["init", str(tmp_path / "run.yaml"), "--model=m", "--data=d", "--gpu=abacus"])
+    assert done.exit_code == 2
+    assert "rtx4090" in done.stderr
+
+
 def test_without_a_terminal_the_model_and_the_data_must_be_given(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["init", str(tmp_path / "new" / "run.yaml"), "--model=m"])
     assert done.exit_code == 2
@@ -75,12 +81,12 @@ def test_at_a_terminal_it_asks(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "flows.cli", "init"]
     process = subprocess.Popen(command, cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    os.write(ours, b"Qwen/Qwen3-32B\nme/chats\nmany\n2\n80\n\n")
+    os.write(ours, b"Qwen/Qwen3-32B\nme/chats\n2xh100\nall\n\n")
     assert process.wait(timeout=120) == 0
     said = os.read(ours, 65_536).decode()
     os.close(ours)
-    assert "Memory of one GPU" in said
-    assert "not a valid integer" in said
+    assert "GPU (rtx4090" in said
+    assert "'all' is not one of" in said
     run = load_run(tmp_path / "run.yaml").run
     assert (run.base_model, run.datasets[0].path, run.adapter) == ("Qwen/Qwen3-32B", "me/chats", "qlora")
 
