@@ -14,10 +14,10 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 
 from configs.schema import DatasetConfig, RunConfig
 from stages.errors import ConfigError, Problem
+from stages.template_limits import LimitedEnvironment, limited
 from stages.template_proof import Needs, what_copying_needs
 
 TOKENIZER_DEFAULT = "tokenizer_default"
@@ -125,10 +125,12 @@ class ChatTemplate:
 
         Raises:
             RenderError: the template raised an exception of its own, or does not fit the conversation.
+            ConfigError: it takes too long.
         """
         variables = {"add_generation_prompt": False, **self._variables, **more}
         try:
-            return self._render(messages=messages, tools=tools, documents=None, **variables)
+            with limited():
+                return self._render(messages=messages, tools=tools, documents=None, **variables)
         except (jinja2.TemplateError, *DATA_ERRORS) as error:
             raise RenderError(f"{type(error).__name__}: {error}") from error
 
@@ -147,8 +149,8 @@ class _GenerationBlock(jinja2.ext.Extension):
         return caller()
 
 
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+def _environment() -> LimitedEnvironment:
+    environment = LimitedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import orjson
 
-from stages.errors import TransientError
+from stages.errors import ConfigError, Problem, TransientError
 from stages.tokenize.shard import Job, Outcome, Report, Setup, ShardTokenizer
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
@@ -116,6 +116,8 @@ class _Worker:
                 answer: dict[str, Any] = orjson.loads(line)
                 if "outcome" in answer:
                     return Outcome.model_validate(answer["outcome"])
+                if "problems" in answer:
+                    raise ConfigError(Problem(**problem) for problem in answer["problems"])
                 report(answer["rows"], answer["tokens"])
         except BrokenPipeError:
             pass  # told below

@@ -1,8 +1,8 @@
 """A worker process: `python -m stages.tokenize.worker`.
 
 It reads one line of JSON with the `Setup`, then a line for each `Job`, and answers each job with lines of JSON:
-`{"rows", "tokens"}` while it goes, `{"outcome"}` at the end. When its standard input closes, its parent is gone or
-done, and the process ends at once, even in the middle of a shard.
+`{"rows", "tokens"}` while it goes, `{"outcome"}` or `{"problems"}` (of the configuration) at the end. When its standard
+input closes, its parent is gone or done, and the process ends at once, even in the middle of a shard.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 
 import orjson
 
+from configs.errors import ConfigError
 from stages.tokenize.shard import Job, Setup, ShardTokenizer
 
 
@@ -26,7 +27,11 @@ def main() -> None:
     tokenizer = ShardTokenizer(Setup.model_validate_json(lines.get()))
     while True:
         job = Job.model_validate_json(lines.get())
-        outcome = tokenizer.tokenize(job, lambda rows, tokens: _answer({"rows": rows, "tokens": tokens}))
+        try:
+            outcome = tokenizer.tokenize(job, lambda rows, tokens: _answer({"rows": rows, "tokens": tokens}))
+        except ConfigError as error:
+            _answer({"problems": [vars(problem) for problem in error.problems]})
+            continue
         _answer({"outcome": outcome.model_dump()})
 
 
