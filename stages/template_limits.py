@@ -1,4 +1,4 @@
-"""What a chat template, which comes with foreign models, may use: time of the processor, and room for repeated texts."""
+"""What a chat template, which comes with foreign models, may use: time of the processor, and room for long texts."""
 
 from __future__ import annotations
 
