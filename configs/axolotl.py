@@ -212,6 +212,17 @@ NEUTRAL: dict[str, object] = {
     "gpu_memory_limit": 0,
 }
 
+ATTENTION: dict[str, tuple[str | None, str]] = {
+    # value of attn_implementation -> (what it is read as; None: the fastest that there is, why)
+    "auto": (None, ""),
+    "flash": ("flash_attention_2", "it is a short name"),
+    "flex": ("flex_attention", "it is a short name"),
+    "sdp": ("sdpa", "it is a short name"),
+    "xformers": (None, "the fastest attention that is there gives the same result"),
+    "sage": (None, "the fastest attention that is there gives the exact result"),
+    "fp8": (None, "the fastest attention that is there gives the exact result"),
+}
+
 READ_INTO: dict[str, str] = {
     # key -> the key that a reader of its own fills from it
     "bfloat16": "bf16",

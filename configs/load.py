@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from configs.axolotl import ALIASES, GIVES_WAY, NEUTRAL, PLUGINS
+from configs.axolotl import ALIASES, ATTENTION, GIVES_WAY, NEUTRAL, PLUGINS
 from configs.document import Document, KeyPath, dotted, drop_nulls, in_order, read_document
 from configs.errors import ConfigError, KeyUse, Problem
 from configs.explain import explain
@@ -62,6 +62,7 @@ def load_run(path: Path, overrides: Sequence[str] = (), *, lenient: bool = False
     _read_plugins(document)
     read_precision(document)
     _classify(document)
+    _read_attention(document)
     _read_sharding(document, path.resolve().parent)
     _classify_sections(document, lenient=lenient)
     _notice_empty(document)
@@ -218,6 +219,19 @@ def _mappings(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, dict[str, An
         for position, item in enumerate(value):
             if isinstance(item, dict):
                 yield (*path, position), item
+
+
+def _read_attention(document: Document) -> None:
+    """Read other names of attention implementations; without a name the fastest that is there is taken."""
+    name = document.values.get("attn_implementation")
+    if not isinstance(name, str) or name not in ATTENTION:
+        return
+    read_as, why = ATTENTION[name]
+    if why:
+        document.notice(("attn_implementation",), name, f"is read as {read_as or 'auto'}: {why}", "")
+    del document.values["attn_implementation"]
+    if read_as:
+        document.values["attn_implementation"] = read_as
 
 
 def _read_sharding(document: Document, folder: Path) -> None:

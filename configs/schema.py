@@ -21,8 +21,6 @@ from pydantic import (
 
 from configs.secrets import redacted
 
-SHORT_NAMES = {"flash": "flash_attention_2", "flex": "flex_attention", "sdp": "sdpa"}
-
 Train = Literal["all", "turn", "last", "none"]
 
 
@@ -425,7 +423,10 @@ class RunConfig(Section):
     bf16: bool | Literal["auto", "full"] = Field("auto", description="bfloat16; auto: where the GPU has it.")
     fp16: bool = Field(False, description="float16 mixed precision.")
     tf32: bool | Literal["auto"] = Field("auto", description="TensorFloat-32 matrix products; auto: where there are.")
-    attn_implementation: str | None = Field(None, description="Attention: eager, sdpa, flash_attention_2, ...")
+    attn_implementation: str | None = Field(
+        None,
+        description="eager, sdpa, flash_attention_2, flash_attention_3, flex_attention, a kernel of the Hub, or auto.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
     gradient_checkpointing_kwargs: dict[str, Any] = Field({}, description="Arguments of checkpointing.")
     dataloader_num_workers: int = Field(0, ge=0, description="Processes that assemble batches.")

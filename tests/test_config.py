@@ -225,3 +225,21 @@ def test_any_mapping_is_valid_or_a_list_of_problems(tmp_path_factory: pytest.Tem
     except ConfigError as error:
         found = error.problems or (Problem("", "", "", "", ""),)
     assert all(problem.rule and problem.remedy for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "read_as", "noticed"),
+    [
+        ("auto", None, False),
+        ("xformers", None, True),
+        ("sage", None, True),
+        ("flash", "flash_attention_2", True),
+        ("sdpa", "sdpa", False),
+        ("kernels-community/flash-attn3", "kernels-community/flash-attn3", False),
+    ],
+)
+def test_names_of_attention(tmp_path: Path, name: str, read_as: str | None, noticed: bool) -> None:
+    (tmp_path / "run.yaml").write_text(GOOD + f"attn_implementation: {name}\n")
+    loaded = load_run(tmp_path / "run.yaml")
+    assert loaded.run.attn_implementation == read_as
+    assert [notice.key for notice in loaded.notices] == ["attn_implementation"] * noticed

@@ -30,7 +30,8 @@ def batch(
     rows: TokenRows, form: BatchForm, packs: Packs | None = None, wanted: tuple[int, ...] = (0, 1)
 ) -> dict[str, list]:  # type: ignore[type-arg]
     batches = Batches(rows, packs or packs_of([[0, 1], [2]], [A, B, C]), form)
-    return {name: tensor.tolist() for name, tensor in batches.__getitems__(wanted).items()}
+    found = batches.__getitems__(wanted)
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in found.items()}
 
 
 def test_samples_start_at_position_zero_and_first_tokens_and_padding_are_no_labels(token_rows: TokenRows) -> None:
@@ -46,6 +47,8 @@ def test_flat_form_lays_all_sequences_in_one_row(token_rows: TokenRows) -> None:
     assert flat["input_ids"] == [[10, 11, 12, 20, 21, 30, 31, 32, 33, 34, 35, P, P, P, P, P]]
     assert flat["position_ids"] == [[0, 1, 2, 0, 1, 0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4]]
     assert flat["labels"] == [[X, 11, 12, X, 21, X, X, 32, 33, 34, 35, X, X, X, X, X]]
+    assert flat["cu_seq_lens_q"] == flat["cu_seq_lens_k"] == [0, 3, 5, 11, 16]
+    assert flat["max_length_q"] == flat["max_length_k"] == 6
 
 
 def test_a_fixed_width_and_a_row_without_a_sequence(token_rows: TokenRows) -> None:

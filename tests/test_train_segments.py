@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from stages.tokens import TokenRows
+from stages.train.attention import check_isolation
+from stages.train.data import Batches, BatchForm
 from stages.train.segments import attend_by_sample
+from tests.train_data import Bench
 
 
 def build(kind: str) -> Any:
@@ -109,3 +114,17 @@ def test_a_model_that_keeps_positions_to_itself_falls_back_to_sdpa(
     assert worst is not None
     assert worst < 1e-5
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_flat_batch_is_isolated_too(tmp_path: Path) -> None:
+    """What FlashAttention and torch's variable-length attention get, here computed on a CPU."""
+    from transformers import AutoModelForCausalLM
+
+    bench = Bench(tmp_path, [7, 9, 20, 5], [[0, 1], [2, 3]], held_out=0)
+    model = AutoModelForCausalLM.from_pretrained(bench.model)
+    attend_by_sample(model)
+    batches = Batches(TokenRows(bench.upstream["tokenize"]), bench.train_packs, BatchForm(pad_id=3, flat=True))
+    worst = check_isolation(model, batches)
+    assert worst is not None
+    assert worst < 1e-5
+    assert model.config._attn_implementation == "sdpa_by_sample"

@@ -132,6 +132,6 @@ def _per_block(linear: Linear, shape: ModelShape) -> float:
 
 
 def _mask(run: RunConfig, step: Pass) -> float:
-    """Return the bytes of a mask of packed samples: only SDPA on a GPU needs one, a truth value and a number a pair."""
-    needs = run.sample_packing and step.device == "cuda" and run.attn_implementation in (None, "sdpa")
+    """Return the bytes of a mask of packed samples: SDPA on a GPU needs one, a truth value and a number a pair."""
+    needs = run.sample_packing and step.device == "cuda" and run.attn_implementation == "sdpa"
     return step.rows * step.width**2 * (1 + step.bytes) if needs else 0

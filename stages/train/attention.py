@@ -75,7 +75,8 @@ def leak(model: PreTrainedModel, packed: Batch, alone: list[Batch], lengths: lis
 
 def _logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Return (rows, width, vocabulary) logits, computed as in training: no cache, only what the batch holds."""
-    inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
+    given = {name: value for name, value in batch.items() if name != "labels"}
+    inputs = {n: value.to(model.device) if isinstance(value, torch.Tensor) else value for n, value in given.items()}
     logits: torch.Tensor = model(**inputs, use_cache=False).logits
     return logits
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +25,12 @@ from stages.tokens import IGNORED, Packs, TokenRows
 from stages.train.balance import EMPTY, rank_passes
 from stages.train.schedule import Schedule
 
-Batch = dict[str, torch.Tensor]
-"""`input_ids`, `labels`, `position_ids`: each (rows, width) int64."""
+Batch = dict[str, Any]
+"""`input_ids`, `labels`, `position_ids`: each (rows, width) int64.
+
+In a flat batch besides, for FlashAttention and its like: `cu_seq_lens_q` and `_k`, (samples + 1,) int32, where samples
+begin, and `max_length_q` and `_k`, tokens of the longest.
+"""
 
 ALIGNMENT = 8
 """Widths are multiples of this: tensor cores work on blocks of 8."""
@@ -95,7 +100,8 @@ class Batches(Dataset[Batch]):
         """Return sequences, each a list of samples, as one batch."""
         if self.form.flat:
             width = self.form.width and self.form.width * len(sequences)
-            return _lay_out([[sample for samples in sequences for sample in samples]], self.form.pad_id, width)
+            batch = _lay_out([[sample for samples in sequences for sample in samples]], self.form.pad_id, width)
+            return batch | _boundaries(batch["position_ids"][0])
         return _lay_out(sequences, self.form.pad_id, self.form.width)
 
     def crowded(self) -> int | None:
@@ -143,6 +149,18 @@ def eval_passes(sequences: int, per_pass: int, *, rank: int, world_size: int) ->
     order = np.concatenate([np.arange(sequences), np.full(missing, EMPTY)])
     for pass_sequences in order.reshape(-1, world_size, per_pass)[:, rank]:
         yield pass_sequences.tolist()
+
+
+def _boundaries(positions: torch.Tensor) -> Batch:
+    """Return where the samples of a flat row begin, known here without asking a GPU.
+
+    >>> _boundaries(torch.tensor([0, 1, 2, 0, 1]))["cu_seq_lens_q"]
+    tensor([0, 3, 5], dtype=torch.int32)
+    """
+    begins = torch.nonzero(positions == 0).flatten()
+    ends = torch.cat([begins, begins.new_tensor([len(positions)])]).to(torch.int32)
+    longest = int(ends.diff().max())
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
 def _lay_out(sequences: Sequence[Sequence[Sample]], pad_id: int, width: int | None) -> Batch:

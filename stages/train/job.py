@@ -25,6 +25,7 @@ class Job(BaseModel):
         checkpoint: folder of a checkpoint of another training to start from, if there is one.
         work: working folder, kept between tries.
         precision: precision of the computation.
+        attention: the attention implementation; None: SDPA sample by sample on a CPU.
         tf32: whether float32 matrix products are computed in TensorFloat-32.
         world_size: number of training processes.
     """
@@ -42,6 +43,7 @@ class Job(BaseModel):
     checkpoint: Path | None = None
     work: Path
     precision: Precision
+    attention: str | None = None
     tf32: bool
     world_size: int
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,9 @@ from configs.schema import RunConfig
 from stages.errors import ConfigError, Problem
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+VARLEN = "torch_varlen"
+"""Our name for torch's variable-length attention (`torch.nn.attention.varlen`)."""
 
 AMPERE = (8, 0)
 """Compute capability from which a GPU has bfloat16 and TensorFloat-32."""
@@ -78,6 +82,19 @@ def precision(run: RunConfig, machine: Machine) -> Precision:
 def tf32(run: RunConfig, machine: Machine) -> bool:
     """Return whether float32 matrix products are computed in TensorFloat-32."""
     return machine.is_ampere if run.tf32 == "auto" else run.tf32 and bool(machine.gpus)
+
+
+def attention(run: RunConfig, machine: Machine) -> str | None:
+    """Return the attention that is trained with: the one asked for, else the fastest that keeps packed samples apart.
+
+    None is SDPA on a CPU, sample by sample. On GPUs with 16-bit numbers FlashAttention is the fastest where it is
+    installed, and the variable-length attention that torch brings next.
+    """
+    if run.attn_implementation is not None or not machine.gpus:
+        return run.attn_implementation
+    if not machine.is_ampere or precision(run, machine) == "fp32":
+        return "sdpa"
+    return "flash_attention_2" if find_spec("flash_attn") is not None else VARLEN
 
 
 def threads(run: RunConfig, processes: int) -> int:

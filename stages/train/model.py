@@ -18,6 +18,7 @@ from stages.errors import ConfigError, Problem
 from stages.quantization import quantization
 from stages.train.adapter import add_adapter, freeze_all_but
 from stages.train.job import Job
+from stages.train.machine import VARLEN
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,8 +50,8 @@ def load_model(job: Job, vocabulary: int, new_tokens: Sequence[str] = ()) -> Pre
 def _load_base(job: Job) -> PreTrainedModel:
     frozen = job.run.adapter is not None
     dtype = torch.float32 if uses_autocast(job) and not frozen else DTYPES[job.precision]
-    attention, bits = job.run.attn_implementation, quantization(job.run, job.precision)
-    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    attention, bits = job.attention or job.run.attn_implementation, quantization(job.run, job.precision)
+    options: dict[str, Any] = {"attn_implementation": "sdpa" if attention == VARLEN else attention} if attention else {}
     if bits is not None:
         options["quantization_config"] = BitsAndBytesConfig(**bits)
     try:
@@ -62,7 +63,7 @@ def _load_base(job: Job) -> PreTrainedModel:
             key, value, remedy = (
                 "attn_implementation",
                 attention,
-                "Set attn_implementation: sdpa: every machine has it.",
+                "Set attn_implementation: auto: the fastest that is there.",
             )
         else:
             key, value = "base_model", job.run.base_model

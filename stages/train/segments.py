@@ -4,10 +4,13 @@ Given packed rows, SDPA builds a (width, width) mask and computes every pair of 
 with eight samples in a row, eight times too much. Here each sample is a call of its own, causal and without a mask:
 
     positions  0 1 2 0 1 0 1 2 3     ->  three calls, of 3, 2 and 4 tokens; results side by side
+
+On a GPU torch's variable-length attention does the same in one call.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -18,14 +21,37 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "sdpa_by_sample"
+HALF = (torch.bfloat16, torch.float16)
+
+logger = logging.getLogger(__name__)
 
 
-def attend_by_sample(model: PreTrainedModel) -> None:
-    """Let a model that would use SDPA on a CPU attend sample by sample; on a GPU one large call is faster."""
-    if model.device.type == "cpu" and getattr(model.config, "_attn_implementation", None) == "sdpa":
+def attend_by_sample(model: PreTrainedModel, *, varlen: bool = False) -> None:
+    """Let a model that would use SDPA attend sample by sample: on a CPU, or with `varlen` on a GPU that can do it.
+
+    Elsewhere it keeps SDPA, with a mask over the whole row.
+    """
+    if getattr(model.config, "_attn_implementation", None) != "sdpa":
+        return
+    if varlen and not _has_varlen(model.config.get_text_config()):
+        logger.warning("this GPU or model cannot use torch's variable-length attention; SDPA with a mask is used")
+    elif varlen or (model.device.type == "cpu" and not torch.cuda.is_available()):
         AttentionInterface.register(NAME, attend)
         AttentionMaskInterface.register(NAME, _mask)
         model.set_attn_implementation(NAME)
+
+
+def _has_varlen(config: Any) -> bool:
+    """Return whether this machine's GPU has variable-length attention, with its gradient, for a model's heads."""
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    try:
+        states = torch.zeros(16, heads, size, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        ends = torch.tensor([0, 4, 16], device="cuda", dtype=torch.int32)
+        torch.autograd.backward(_varlen(states, states, states, ends, 12, None).sum())
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError):
+        return False
+    return True
 
 
 def attend(
@@ -51,6 +77,10 @@ def attend(
         )
         return output, None
     rows, heads, width, _ = query.shape
+    ends = kwargs.get("cu_seq_lens_q")
+    if ends is not None and query.is_cuda and query.dtype in HALF and not dropout:
+        q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))  # (tokens, heads, size)
+        return _varlen(q, k, v, ends, int(kwargs["max_length_q"]), scaling).reshape(rows, width, heads, -1), None
     lengths = _lengths(positions.expand(rows, width))
     groups = heads // key.shape[1]
     key, value = (tensor.repeat_interleave(groups, dim=1) if groups > 1 else tensor for tensor in (key, value))
@@ -61,6 +91,19 @@ def attend(
     ]
     joined = torch.cat(parts, dim=2)[0].transpose(0, 1)  # (rows * width, heads, size)
     return joined.reshape(rows, width, heads, joined.shape[-1]), None
+
+
+def _varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: torch.Tensor, longest: int, scale: float | None
+) -> torch.Tensor:
+    """Return (tokens, heads, size) for (tokens, heads, size) queries and (tokens, groups, size) keys and values."""
+    from torch.nn.attention.varlen import varlen_attn  # it registers operators, which takes time where none is used
+
+    groups = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(groups, dim=1) if groups > 1 else tensor for tensor in (key, value))
+    lengths = (ends, ends, longest, longest)
+    output = varlen_attn(query, key, value, *lengths, scale=scale, window_size=(-1, 0))
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _lengths(positions: torch.Tensor) -> list[int]:

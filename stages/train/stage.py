@@ -18,7 +18,7 @@ from stages.tokens import Packs
 from stages.train.checkpoints import is_whole
 from stages.train.job import Job, WorkFolder
 from stages.train.launch import launch
-from stages.train.machine import Machine, precision, tf32, this_machine, threads, world_size
+from stages.train.machine import Machine, attention, precision, tf32, this_machine, threads, world_size
 from stages.train.outcome import error_of
 from stages.train.rules import check, needed_packages
 from stages.train.schedule import plan_schedule
@@ -95,7 +95,6 @@ OPTIMISATION_KEYS = (
     "max_grad_norm",
     "neftune_noise_alpha",
     "seed",
-    "attn_implementation",
     "gradient_checkpointing_kwargs",
     "trust_remote_code",
     "pad_to_sequence_len",
@@ -121,6 +120,7 @@ def key_inputs(context: Context, machine: Machine) -> dict[str, Any]:
         **started_from(context),
         **{name: getattr(run, name) for name in OPTIMISATION_KEYS},
         "gradient_checkpointing": run.recomputes_activations,
+        "attn_implementation": attention(run, machine),
         "precision": precision(run, machine),
         "quantization": quantization(run, precision(run, machine)),
         "weights_in_low_precision": run.bf16 == "full",
@@ -214,6 +214,7 @@ def _job(context: Context, upstream: Upstream, writer: ArtifactWriter) -> Job:
         checkpoint=checkpoint_folder(run),
         work=writer.work.resolve(),
         precision=precision(run, machine),
+        attention=attention(run, machine),
         tf32=tf32(run, machine),
         world_size=world_size(run, machine),
     )

@@ -29,12 +29,14 @@ from stages.train.data import Batches, BatchForm
 from stages.train.health import as_record, judge
 from stages.train.job import Job, WorkFolder
 from stages.train.loss import loss_by_chunks
+from stages.train.machine import VARLEN
 from stages.train.metrics import MetricsLog
 from stages.train.model import DTYPES, load_model, save_final, uses_autocast
 from stages.train.outcome import STOPPED
 from stages.train.profiling import Profiler
 from stages.train.samples import Samples, prompts
 from stages.train.schedule import Schedule, plan_schedule, waiting_of
+from stages.train.segments import NAME as BY_SAMPLE
 from stages.train.segments import attend_by_sample
 from stages.train.sharding import check_sharded, settle_precision, whole_weights
 from stages.train.stopping import StopFlag
@@ -85,7 +87,7 @@ def _train(job: Job, stop: StopFlag) -> int:
     is_first = arguments.process_index == 0
     vocabulary = tokens.facts["tokenizer"]
     model = load_model(job, vocabulary["vocab_size"], vocabulary.get("new_tokens", ()))
-    attend_by_sample(model)
+    attend_by_sample(model, varlen=job.attention == VARLEN)
     form = batch_form(job, tokens, model)
     batches, eval_batches = Batches(rows, train_packs, form), Batches(rows, eval_packs, _eval_form(form, run))
     course = Course(run, schedule, stop, key=job.key)
@@ -143,7 +145,7 @@ def batch_form(job: Job, tokens: Artifact, model: PreTrainedModel) -> BatchForm:
     return BatchForm(
         pad_id=pad_id,
         width=job.run.sequence_len if job.run.pad_to_sequence_len else None,
-        flat="flash" in attention,
+        flat="flash" in attention or (attention == BY_SAMPLE and job.attention == VARLEN),
     )
 
 
