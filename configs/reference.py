@@ -18,6 +18,7 @@ from configs.schema import RunConfig
 
 UNITS: dict[str, str] = {
     # key -> what its number counts
+    "artifact_cache_size": "bytes",
     "batch_size": "sequences",
     "dataset_num_proc": "processes",
     "dataloader_num_workers": "processes",

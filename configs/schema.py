@@ -270,6 +270,19 @@ class FsdpConfig(Section):
         return self
 
 
+BYTES = r"(\d+\.?\d*) ?([KMGT]?)(i?)B"
+Bytes = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=f"^{BYTES}$")]
+
+
+def _as_bytes(value: Any) -> Any:
+    """Read 50GB (powers of 1000) or 50GiB (of 1024) as a number of bytes."""
+    match = re.fullmatch(BYTES, value.strip()) if isinstance(value, str) else None
+    if match is None:
+        return value
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit or " "))
+
+
 def _as_publish(value: Any) -> Any:
     return {"to": value} if isinstance(value, str) else value
 
@@ -523,7 +536,17 @@ class RunConfig(Section):
     swanlab_mode: str | None = Field(None, description="cloud, local, offline or disabled.")
 
     # Our own
-    artifact_store: str = Field("./artifacts", description="Folder of the artifact store. Our own key.")
+    artifact_store: Place = Field(
+        "./artifacts",
+        description="The artifact store: a folder, s3://bucket/prefix or gs://bucket/prefix. Our own key.",
+    )
+    artifact_store_options: StorageOptions = Field({}, description=OPTIONS_HELP % "artifact_store")
+    artifact_cache: str | None = Field(
+        None, description="Folder for files of a remote store; default: ~/.cache/sft-flow/artifacts. Our own key."
+    )
+    artifact_cache_size: Annotated[int, Field(ge=0), BeforeValidator(_as_bytes, json_schema_input_type=Bytes)] = Field(
+        100_000_000_000, description="Bytes that the cache may hold, or a text as 50GB. Our own key."
+    )
     launcher: LauncherConfig = Field(LauncherConfig(), description="How training is started. Our own key.")
     orchestration: OrchestrationConfig = Field(
         OrchestrationConfig(), description="How the run is deployed. Our own key."

@@ -29,7 +29,12 @@ refresh_option = click.option(
     "--refresh", multiple=True, type=click.Choice(STAGES), help="Produce this stage again. Can be given several times."
 )
 store_option = click.option(
-    "--store", type=click.Path(path_type=Path), default=Path("artifacts"), show_default=True, help="The store's folder."
+    "--store", default="artifacts", show_default=True, help="The store: a folder, s3://bucket/prefix or gs://..."
+)
+config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="YAML file of a run whose artifact_store is meant, with its options.",
 )
 
 
@@ -238,48 +243,55 @@ def artifacts() -> None:
 
 @command(artifacts, name="ls")
 @store_option
+@config_option
 @click.option("--stage", type=click.Choice(STAGES), help="Only this stage.")
 @json_option
-def artifacts_ls(store: Path, stage: str | None, as_json: bool) -> None:
+def artifacts_ls(store: str, config: Path | None, stage: str | None, as_json: bool) -> None:
     """List the artifacts."""
     from flows import store_view
 
-    store_view.ls(store, stage, as_json=as_json)
+    store_view.ls(store_view.open_named(store, config), stage, as_json=as_json)
 
 
 @command(artifacts, name="show")
 @click.argument("key")
 @store_option
+@config_option
 @json_option
-def artifacts_show(key: str, store: Path, as_json: bool) -> None:
+def artifacts_show(key: str, store: str, config: Path | None, as_json: bool) -> None:
     """Show the artifact whose key begins with KEY."""
     from flows import store_view
 
-    store_view.show(store, key, as_json=as_json)
+    store_view.show(store_view.open_named(store, config), key, as_json=as_json)
 
 
 @command(artifacts, name="verify")
 @click.argument("key", default="")
 @store_option
+@config_option
+@click.option("--repair", is_flag=True, help="Remove damaged artifacts and orphaned files.")
 @json_option
-def artifacts_verify(key: str, store: Path, as_json: bool) -> None:
-    """Read every byte of the artifacts (whose key begins with KEY) and compare the digests."""
+def artifacts_verify(key: str, store: str, config: Path | None, repair: bool, as_json: bool) -> None:
+    """Read every byte of the artifacts (whose key begins with KEY), compare the digests, and find orphaned files."""
     from flows import store_view
 
-    store_view.verify(store, key, as_json=as_json)
+    store_view.verify(store_view.open_named(store, config), key, repair=repair, as_json=as_json)
 
 
 @command(artifacts, name="gc")
 @store_option
+@config_option
 @click.option("--days", default=7.0, show_default=True, help="Days since the last use for which an artifact is kept.")
 @click.option("--forget", multiple=True, metavar="OUTPUT_DIR", help="Release what the run with this output_dir holds.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @json_option
-def artifacts_gc(store: Path, days: float, forget: Sequence[str], dry_run: bool, as_json: bool) -> None:
+def artifacts_gc(
+    store: str, config: Path | None, days: float, forget: Sequence[str], dry_run: bool, as_json: bool
+) -> None:
     """Remove what no run refers to and nobody has used lately."""
     from flows import store_view
 
-    store_view.gc(store, days, forget, dry_run=dry_run, as_json=as_json)
+    store_view.gc(store_view.open_named(store, config), days, forget, dry_run=dry_run, as_json=as_json)
 
 
 def _refuse(document: dict[str, Any], *, strict: bool) -> None:
@@ -309,7 +321,7 @@ def _run(
                 "key": result.artifact.key,
                 "status": result.status,
                 "seconds": round(result.seconds, 3),
-                "path": str(result.artifact.folder),
+                "path": result.artifact.address,
             }
             for result in results
         ]

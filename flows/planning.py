@@ -172,7 +172,7 @@ def _stage(step: PlannedStage, time: Duration | None) -> dict[str, Any]:
         "key": step.key,
         "why": step.why,
         "changes": list(step.changes),
-        "path": str(step.artifact.folder) if step.artifact is not None else None,
+        "path": step.artifact.address if step.artifact is not None else None,
         "seconds": round(time.seconds, 1) if time is not None else None,
         "seconds_from": time.basis if time is not None else None,
     }

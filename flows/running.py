@@ -18,7 +18,7 @@ from flows.command import say
 from flows.display import LiveTable, PlainLines
 from flows.planning import plan_stages, preflight
 from flows.server import prefect_server, server_is_configured
-from stages.errors import TransientError
+from stages.errors import DamagedArtifactError, TransientError
 from stages.export import export
 from stages.pipeline import StageName, stages_until
 from stages.stage import StageResult, open_run
@@ -83,7 +83,10 @@ def _from_store(loaded: LoadedRun, *, until: StageName, refresh: Sequence[StageN
     artifacts = {step.stage: step.artifact for step in planned if step.artifact is not None}
     if len(artifacts) < len(planned):
         return None
-    export(loaded.run, artifacts)
+    try:
+        export(loaded.run, artifacts)
+    except DamagedArtifactError:
+        return None
     store.note_run(loaded.run.output_dir, artifacts.values())
     share = (time.monotonic() - started) / len(planned)
     return [StageResult(name, "reused", share, artifact) for name, artifact in artifacts.items()]

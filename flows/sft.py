@@ -18,7 +18,7 @@ from flows.deployments.names import deployment_name
 from flows.held import hold_if_sick
 from flows.planning import preflight
 from stages.artifacts import Artifact, Store
-from stages.errors import StageError
+from stages.errors import DamagedArtifactError, StageError
 from stages.export import export
 from stages.lifeline import end_with_parent
 from stages.pipeline import STAGE_NAMES, StageName, plan, stages_until
@@ -30,6 +30,9 @@ from tasks.stage_task import run_as_task
 
 Override = Annotated[str, Field(json_schema_extra={"pattern": rf"^({'|'.join(known_keys(''))})(\.[^=]+)?="})]
 """`key=value`. Prefect's server refuses an unknown key before there is a run; a run itself reads all."""
+
+TRIES = 4
+"""How often the stages are gone through when artifacts turn out to be damaged."""
 
 
 @flow(name="sft", persist_result=False, validate_parameters=True)
@@ -61,22 +64,41 @@ def sft(
     context, store = open_run(run)
     _check_start(context, store, start, until)
     name = deployment_name(run, Path(config))
-    artifacts: dict[str, Artifact] = {}
     results: list[StageResult] = []
-    for stage in stages_until(until):
-        if stage.name == "publish" and run.orchestration.hold_unhealthy and not _is_published(context, store):
-            hold_if_sick(artifacts["train"])
-        result = run_as_task(stage, context, artifacts, store, refresh=stage.name in (refresh or ()))
-        artifacts[stage.name] = result.artifact
-        results.append(result)
-        if stage.name == "train":
-            _tell_if_sick(result, name)
-    export(run, artifacts)
-    store.note_run(run.output_dir, artifacts.values())
+    wanted, left = set(refresh or ()), TRIES
+    while not results:
+        left -= 1
+        try:
+            results = _run_stages(context, store, name, until, wanted)
+        except DamagedArtifactError as error:  # seen when its files were brought here: now its producer runs again
+            if not left:
+                raise
+            get_run_logger().warning("%s", error)
+    store.note_run(run.output_dir, [result.artifact for result in results])
     show_run(run, results)
     if until in events.AFTER_STAGE:
         payload = {"config": config, "overrides": list(overrides or ()), "output_dir": run.output_dir}
         events.tell(events.AFTER_STAGE[until], name, payload, chain=chain)
+    return results
+
+
+def _run_stages(
+    context: Context, store: Store, name: str, until: StageName, refresh: set[StageName]
+) -> list[StageResult]:
+    """Run the stages and write the output folder; a stage that was refreshed is taken out of `refresh`."""
+    artifacts: dict[str, Artifact] = {}
+    results: list[StageResult] = []
+    for stage in stages_until(until):
+        is_held = context.run.orchestration.hold_unhealthy
+        if stage.name == "publish" and is_held and not _is_published(context, store):
+            hold_if_sick(artifacts["train"])
+        result = run_as_task(stage, context, artifacts, store, refresh=stage.name in refresh)
+        refresh.discard(stage.name)
+        artifacts[stage.name] = result.artifact
+        results.append(result)
+        if stage.name == "train":
+            _tell_if_sick(result, name)
+    export(context.run, artifacts)
     return results
 
 
@@ -121,4 +143,4 @@ def _tell_if_sick(result: StageResult, name: str) -> None:
     """Emit an event about a training that was judged sick, with the evidence, once: when it has just ended."""
     sick = [row for row in health_of(result.artifact) if row["status"] == "sick"]
     if sick and result.status == "ran":
-        events.tell(events.SICK, name, {"findings": sick, "address": str(result.artifact.folder)}, chain=False)
+        events.tell(events.SICK, name, {"findings": sick, "address": result.artifact.address}, chain=False)

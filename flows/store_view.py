@@ -10,17 +10,28 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from configs.load import load_run
 from flows.command import write_json
-from stages.artifacts import Artifact, Store, sha256_file
+from stages.artifacts import Artifact, Store
+from stages.artifacts import verify as verification
 from stages.artifacts.collect import collect, removable
+from stages.artifacts.opening import open_store
 from stages.errors import ConfigError, Problem
+from stages.stage import open_run
 
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
-def ls(root: Path, stage: str | None, *, as_json: bool) -> None:
+def open_named(address: str, config: Path | None) -> Store:
+    """Return the store at an address, or that of a run with its options."""
+    if config is not None:
+        return open_run(load_run(config).run)[1]
+    return open_store(address)
+
+
+def ls(store: Store, stage: str | None, *, as_json: bool) -> None:
     """List the artifacts."""
-    rows = [_row(artifact) for artifact in Store(root).artifacts(stage)]
+    rows = [_row(artifact) for artifact in store.artifacts(stage)]
     if as_json:
         write_json({"artifacts": rows})
         return
@@ -32,11 +43,11 @@ def ls(root: Path, stage: str | None, *, as_json: bool) -> None:
     Console().print(table)
 
 
-def show(root: Path, prefix: str, *, as_json: bool) -> None:
+def show(store: Store, prefix: str, *, as_json: bool) -> None:
     """Show one artifact: its manifest."""
-    artifact = _only(root, prefix)
+    artifact = _only(store, prefix)
     document = {
-        "path": str(artifact.folder),
+        "path": artifact.address,
         "digest": artifact.digest,
         **artifact.manifest.model_dump(mode="json"),
     }
@@ -46,41 +57,54 @@ def show(root: Path, prefix: str, *, as_json: bool) -> None:
         Console().print_json(data=document)
 
 
-def verify(root: Path, prefix: str, *, as_json: bool) -> None:
-    """Read every byte; exit with 1 if something is missing or damaged."""
-    checked, damaged = 0, []
-    for artifact in Store(root).artifacts():
-        if artifact.key.startswith(prefix):
-            checked += 1
-            found = artifact.damaged(sha256_file)
-            damaged += [{"stage": artifact.stage, "key": artifact.key, "problem": what} for what in found]
+def verify(store: Store, prefix: str, *, repair: bool, as_json: bool) -> None:
+    """Read every byte; exit with 1 if something is missing, damaged or orphaned, and was not repaired."""
+    checked, findings = verification.verify(store, prefix)
+    removed = verification.repair(store, findings) if repair else []
+    damaged = [finding for finding in findings if finding.kind == "damaged"]
+    orphaned = [finding for finding in findings if finding.kind == "orphaned"]
     if as_json:
-        write_json({"checked": checked, "damaged": damaged})
+        write_json(
+            {
+                "checked": checked,
+                "damaged": [_finding(finding) for finding in damaged],
+                "orphaned": [_finding(finding) for finding in orphaned],
+                "removed": [finding.name for finding in removed],
+            }
+        )
     else:
-        for item in damaged:
-            Console().print(f"[red]damaged[/red] {item['stage']} {item['key'][:12]}: {item['problem']}", soft_wrap=True)
-        Console().print(f"{checked} artifacts read, {len(damaged)} files missing or damaged")
-        if damaged:
+        for finding in findings:
             Console().print(
-                "The next run finds missing files by itself; for the others: sft artifacts gc, or --refresh."
+                f"[red]{finding.kind}[/red] {finding.stage} {finding.key[:12]}: {finding.problem}", soft_wrap=True
             )
-    if damaged:
+        Console().print(
+            f"{checked} artifacts read, {len(damaged)} files missing or damaged, {len(orphaned)} files orphaned"
+        )
+        if removed:
+            Console().print("Removed; the next run that needs a damaged artifact makes it again.")
+        elif findings:
+            Console().print("`sft artifacts verify --repair` removes them, and the next run makes again what it needs.")
+    if len(removed) < len(findings):
         sys.exit(1)
 
 
-def gc(root: Path, days: float, forget: Sequence[str], *, dry_run: bool, as_json: bool) -> None:
+def _finding(finding: verification.Finding) -> dict[str, str]:
+    return {"stage": finding.stage, "key": finding.key, "problem": finding.problem}
+
+
+def gc(store: Store, days: float, forget: Sequence[str], *, dry_run: bool, as_json: bool) -> None:
     """Remove what no run refers to, or say what would be removed."""
-    store, released = Store(root), frozenset(forget)
+    released = frozenset(forget)
     found = removable(store, days=days, forget=released)
     if not dry_run:
-        collect(store, found, released)
+        found = collect(store, found, released)
     total = sum(item.size for item in found)
     if as_json:
-        rows = [{"path": str(item.folder), "bytes": item.size, "why": item.why} for item in found]
+        rows = [{"path": item.address, "bytes": item.size, "why": item.why} for item in found]
         write_json({"removed": [] if dry_run else rows, "removable": rows, "bytes": total})
         return
     for item in found:
-        Console().print(f"{item.folder}  {size(item.size)}  {item.why}", soft_wrap=True, highlight=False)
+        Console().print(f"{item.address}  {size(item.size)}  {item.why}", soft_wrap=True, highlight=False)
     Console().print(f"{size(total)} {'could be' if dry_run else 'were'} freed in {len(found)} folders")
 
 
@@ -104,13 +128,13 @@ def _row(artifact: Artifact) -> dict[str, Any]:
         "files": len(artifact.manifest.files),
         "bytes": sum(entry.size for entry in artifact.manifest.files),
         "seconds": artifact.manifest.volatile.get("seconds", 0.0),
-        "path": str(artifact.folder),
+        "path": artifact.address,
     }
 
 
-def _only(root: Path, prefix: str) -> Artifact:
-    found = [artifact for artifact in Store(root).artifacts() if artifact.key.startswith(prefix)]
+def _only(store: Store, prefix: str) -> Artifact:
+    found = [artifact for artifact in store.artifacts() if artifact.key.startswith(prefix)]
     if len(found) != 1:
-        rule = f"{len(found)} artifacts of {root} have a key that begins so"
+        rule = f"{len(found)} artifacts of {store.place.address} have a key that begins so"
         raise ConfigError([Problem("command line", "key", prefix, rule, "`sft artifacts ls` lists the keys.")])
     return found[0]

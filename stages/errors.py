@@ -6,13 +6,23 @@ SftError                    exit code 1
  ├── TransientError         exit code 1: can pass (network, throttling, a lost worker); retried
  └── StageError             exit code 1: the work failed; not retried
       └── StoreError        an artifact could not be written, read or trusted
+           └── DamagedArtifactError  its files are not those that were written: it has to be made again
 """
 
 from __future__ import annotations
 
 from configs.errors import ConfigError, Problem, SftError
 
-__all__ = ["ConfigError", "DataError", "Problem", "SftError", "StageError", "StoreError", "TransientError"]
+__all__ = [
+    "ConfigError",
+    "DamagedArtifactError",
+    "DataError",
+    "Problem",
+    "SftError",
+    "StageError",
+    "StoreError",
+    "TransientError",
+]
 
 
 class DataError(SftError):
@@ -31,3 +41,7 @@ class StageError(SftError):
 
 class StoreError(StageError):
     """An artifact could not be written, read or trusted."""
+
+
+class DamagedArtifactError(StoreError):
+    """A file of an artifact is missing, or its bytes are not those that were written: it has to be made again."""

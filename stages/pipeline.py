@@ -12,7 +12,7 @@ from stages.fetch import STAGE as FETCH
 from stages.merge import STAGE as MERGE
 from stages.pack import STAGE as PACK
 from stages.publish import STAGE as PUBLISH
-from stages.stage import Context, Stage, Upstream
+from stages.stage import Context, Stage, Upstream, why_stale
 from stages.tokenize import STAGE as TOKENIZE
 from stages.train.stage import STAGE as TRAIN
 
@@ -72,17 +72,19 @@ def _plan_stage(stage: Stage, context: Context, upstream: Upstream, store: Store
     key = digest_of(inputs)
     if refresh:
         return PlannedStage(stage.name, "run", key, "asked for by --refresh")
-    artifact = store.find(stage.name, key)
+    present = store.read(stage.name, key)
+    damage = store.damage(present) if present is not None else []
+    artifact = present if not damage else None
     if artifact is not None:
-        stale = stage.stale(context, artifact)
+        stale = why_stale(stage, context, artifact)
         if stale is None:
             return PlannedStage(stage.name, "reused", key, "the artifact is there", artifact=artifact)
         return PlannedStage(stage.name, "run", key, stale)
+    if damage:
+        return PlannedStage(stage.name, "run", key, damage[0])
     last = store.newest(stage.name)
     if last is None:
         return PlannedStage(stage.name, "run", key, "there is no artifact of this stage yet")
-    if last.key == key:
-        return PlannedStage(stage.name, "run", key, store.damage(last)[0])
     changes = tuple(differences(last.manifest.inputs, inputs))
     return PlannedStage(stage.name, "run", key, f"{len(changes)} of its inputs changed", changes)
 

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from configs.schema import RunConfig
 from stages.artifacts import Artifact, ArtifactWriter, FileDigests, Store, digest_of
+from stages.artifacts.opening import open_store
+from stages.errors import DamagedArtifactError
 
 Upstream = Mapping[str, Artifact]
 """Stage name -> the artifact of that stage in this run."""
@@ -39,7 +41,14 @@ class Context:
 def open_run(run: RunConfig) -> tuple[Context, Store]:
     """Return what the stages of a run work with, and the store that they share."""
     digests = FileDigests.of_this_user()
-    return Context(run, digests), Store(Path(run.artifact_store), digests)
+    store = open_store(
+        run.artifact_store,
+        digests,
+        options=run.artifact_store_options,
+        cache=Path(run.artifact_cache) if run.artifact_cache else None,
+        cache_bytes=run.artifact_cache_size,
+    )
+    return Context(run, digests), store
 
 
 @dataclass(frozen=True)
@@ -99,9 +108,18 @@ def run_stage(
                     facts = stage.produce(context, upstream, writer)
                     made = writer.commit(facts=facts)
                 return StageResult(stage.name, "ran", time.monotonic() - started, made)
+    store.note_use(present)
     return StageResult(stage.name, "reused", time.monotonic() - started, present)
 
 
 def _usable(stage: Stage, context: Context, store: Store, key: str) -> Artifact | None:
     artifact = store.find(stage.name, key)
-    return artifact if artifact is not None and stage.stale(context, artifact) is None else None
+    return artifact if artifact is not None and why_stale(stage, context, artifact) is None else None
+
+
+def why_stale(stage: Stage, context: Context, artifact: Artifact) -> str | None:
+    """Return why a present artifact does not hold any more, None if it does."""
+    try:
+        return stage.stale(context, artifact)
+    except DamagedArtifactError as error:
+        return str(error)

@@ -20,7 +20,7 @@ def show_run(run: RunConfig, results: Sequence[StageResult]) -> None:
             "status": result.status,
             "seconds": round(result.seconds, 1),
             "key": result.artifact.key[:12],
-            "address": str(result.artifact.folder),
+            "address": result.artifact.address,
         }
         for result in results
     ]

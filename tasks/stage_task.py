@@ -85,7 +85,7 @@ def _produce(
     heard.finished(result)
     _show_facts(result)
     if result.status == "reused":
-        return Completed(name="Cached", message=f"reused {result.artifact.folder}", data=result)
+        return Completed(name="Cached", message=f"reused {result.artifact.address}", data=result)
     return result
 
 
@@ -93,7 +93,7 @@ def _show_facts(result: StageResult) -> None:
     """Put what is known about the artifact into the UI as a table."""
     rows = [
         {"what": "status", "value": result.status},
-        {"what": "address", "value": str(result.artifact.folder)},
+        {"what": "address", "value": result.artifact.address},
         {"what": "key", "value": result.artifact.key},
         *({"what": name, "value": _cell(value)} for name, value in _told(result.artifact.facts)),
     ]

@@ -13,7 +13,7 @@ import pytest
 
 from stages.artifacts import Artifact, FileDigests, Store, canonical_json, digest_of, sha256_file
 from stages.artifacts.collect import collect, removable
-from stages.artifacts.store import TEMPORARY
+from stages.artifacts.place import TEMPORARY
 from stages.errors import StoreError
 
 INPUTS = {"stage": "pack", "version": 1, "sequence_len": 8}
@@ -172,7 +172,7 @@ def test_collection_keeps_what_runs_hold_and_what_was_used_lately(tmp_path: Path
     other = write_artifact(store, inputs={**INPUTS, "sequence_len": 16})
     store.note_run("out", [held])
     assert removable(store, days=1) == []
-    assert [item.folder for item in removable(store, days=0)] == [other.folder]
+    assert [item.address for item in removable(store, days=0)] == [str(other.folder)]
     collect(store, removable(store, days=0))
     assert store.find("pack", KEY) is not None
     assert store.find("pack", other.key) is None

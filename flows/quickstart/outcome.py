@@ -14,7 +14,7 @@ from configs.schema import RunConfig
 from flows.quickstart.data import HELD_OUT_FILE
 from flows.quickstart.processes import output_of
 from stages.artifacts import Artifact, digest_of
-from stages.artifacts.store import read_artifact
+from stages.artifacts.artifact import read_artifact
 from stages.errors import StageError
 from stages.publish import RECEIPT
 

@@ -38,6 +38,7 @@ class Manifest(BaseModel):
         facts: what readers may rely on besides the files (counts, resolved settings); deterministic.
         parents: upstream stage name -> key.
         volatile: what may differ between two productions of one key: timings in seconds, versions, host facts.
+        sha256: of the canonical JSON of all the rest, so that a flipped bit in it is noticed; None in old records.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +51,19 @@ class Manifest(BaseModel):
     facts: dict[str, Any]
     parents: dict[str, str]
     volatile: dict[str, Any]
+    sha256: str | None = None
+
+    def sealed(self) -> Manifest:
+        """Return the manifest with its own digest."""
+        return self.model_copy(update={"sha256": self._own_digest()})
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether the record is the one that was written."""
+        return self.sha256 in (None, self._own_digest())
+
+    def _own_digest(self) -> str:
+        return digest_of(self.model_dump(mode="json", exclude={"sha256"}))
 
     @property
     def digest(self) -> str:

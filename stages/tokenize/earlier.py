@@ -17,6 +17,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from stages.artifacts import Artifact, ArtifactWriter, FileDigests, digest_of
+from stages.errors import DamagedArtifactError
 from stages.tokenize.shard import Outcome
 from stages.tokens import read_arrow, write_arrow
 
@@ -88,9 +89,9 @@ def find_earlier(wanted: Iterable[str], writer: ArtifactWriter) -> dict[str, tup
 
 def adopt(artifact: Artifact, shard: MadeShard, place: MadeShard, writer: ArtifactWriter, digests: FileDigests) -> bool:
     """Make an earlier shard a data file at another place; return False if it is damaged or gone."""
-    source = artifact.path(shard.file)
     stated = next((entry.sha256 for entry in artifact.manifest.files if entry.path == shard.file), None)
     try:
+        source = artifact.path(shard.file)
         if digests.sha256(source) != stated:
             return False
         with writer.create(place.file) as draft:
@@ -99,7 +100,10 @@ def adopt(artifact: Artifact, shard: MadeShard, place: MadeShard, writer: Artifa
             else:
                 _write_moved(source, draft.path, place.dataset, place.first_row - shard.first_row)
             draft.notes.update(place.outcome.model_dump())
-    except OSError:  # removed meanwhile, or no hard links here: tokenizing it is always possible
+    except (
+        OSError,
+        DamagedArtifactError,
+    ):  # removed meanwhile, or no hard links here: tokenizing it is always possible
         return False
     return True
 
@@ -109,7 +113,7 @@ def _contents(artifact: Artifact) -> list[MadeShard]:
         return []
     try:
         return _Listed.validate_json(artifact.path(CONTENTS).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, DamagedArtifactError):
         return []
 
 

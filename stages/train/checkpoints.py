@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from stages.artifacts import sha256_file
-from stages.artifacts.store import flush
+from stages.artifacts.place import flush
 
 MARKER = "complete.json"
 PREFIX = "checkpoint-"

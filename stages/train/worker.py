@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from configs.schema import RunConfig
 from stages.artifacts import Artifact, digest_of
-from stages.artifacts.store import read_artifact
+from stages.artifacts.artifact import read_artifact
 from stages.errors import StageError, TransientError
 from stages.quantization import quantization
 from stages.tokens import Packs, TokenRows
