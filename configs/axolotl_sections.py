@@ -7,7 +7,6 @@ from configs.axolotl import spread
 _DATASET_WITHOUT_EFFECT = spread(
     {
         "part of knowledge distillation, which is not done here": "logprobs_field temperature",
-        "the prompt style is part of the type: alpaca:chat": "conversation",
         "no code of a data set is run": "trust_remote_code",
         "of axolotl's own prompters": "field_human field_model",
     }

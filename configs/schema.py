@@ -6,6 +6,7 @@ Below this module a configuration is never written to and never asked for a key 
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -84,7 +85,13 @@ class DatasetConfig(Section):
 
     path: Place = Field(description="Hub id, or a file, folder or pattern: local, s3://, gs://, https://.")
     storage_options: StorageOptions = Field({}, description=OPTIONS_HELP % "path")
-    type: str | PromptConfig = Field(description="Format of a row: chat_template, alpaca, input_output, completion.")
+    type: str | PromptConfig | None = Field(
+        None,
+        description="Format of a row: chat_template, alpaca, ..., a module or file of yours; empty: tokenized rows.",
+    )
+    conversation: Literal["instruct", "chat", "chatml", "phi"] | None = Field(
+        None, description="alpaca_chat.load: style of the prompt; default chat."
+    )
     split: str | None = Field(None, description="Split to read, with slices (`train[:20%]`); default train.")
     name: str | None = Field(None, description="Configuration name of a Hub data set.")
     revision: str | None = Field(None, description="Branch, tag or commit of a Hub data set; pinned to its commit.")
@@ -330,6 +337,9 @@ class RunConfig(Section):
     )
     chat_template_jinja: str | None = Field(None, description="Jinja text, or the path of a file with it.")
     chat_template_kwargs: dict[str, Any] = Field({}, description="Extra variables for every rendering.")
+    template_date: date | None = Field(
+        None, description="Date that a chat template sees (strftime_now), as 2026-01-31; default: today. Our own key."
+    )
     eot_tokens: tuple[str, ...] | None = Field(None, description="End-of-turn tokens; default: the end of sequence.")
     train_on_inputs: bool = Field(False, description="Train on prompts as well.")
     shuffle_merged_datasets: bool = Field(True, description="Shuffle the rows with `seed` before the split.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +37,7 @@ class Context:
     digests: FileDigests
     progress: Progress = no_progress
     log: Callable[[str], None] = lambda line: None
+    today: date = field(default_factory=date.today)
 
 
 def open_run(run: RunConfig) -> tuple[Context, Store]:

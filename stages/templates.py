@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime, time
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,20 @@ from stages.template_proof import Needs, what_copying_needs
 
 TOKENIZER_DEFAULT = "tokenizer_default"
 FALLBACK = "tokenizer_default_fallback_"
+VARIANTS = {
+    "command_a_rag": ("command_a", "{%- set agentic = true -%}\n{%- set tools = [] -%}\n"),
+    "command_a_tool_use": ("command_a", "{%- set agentic = true -%}\n"),
+    "gemma3n": ("gemma3", ""),
+    "gemma4_unified": ("gemma4", ""),
+    "qwen3_5": ("qwen3", ""),
+}
+"""Names of templates that are, for text, another one: that one, and what stands in front of it."""
+OF_IMAGES = ("llama3_2_vision", "llava", "pixtral", "qwen2_vl")
 DATA_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What a template can run into that does not fit the data."""
+
+NO_DAY = date(1970, 1, 1)
+"""What `strftime_now` sees where no template is known to ask for it."""
 
 Message = dict[str, Any]
 
@@ -75,15 +88,26 @@ def choose_template(run: RunConfig, dataset: DatasetConfig | None = None, place:
 def known_templates() -> list[str]:
     """Return the names of the templates that come with the project."""
     files = resources.files("stages.formats").joinpath("templates").iterdir()
-    return sorted(file.name.removesuffix(".jinja") for file in files if file.name.endswith(".jinja"))
+    names = [file.name.removesuffix(".jinja") for file in files if file.name.endswith(".jinja")]
+    return sorted([*names, *VARIANTS])
 
 
 def _named(name: str, key: str) -> str:
     known = known_templates()
+    if name in OF_IMAGES:
+        rule = "is the template of a model that reads images, and only text is trained here"
+        remedy = "Use a text-only base_model, or chat_template: jinja with the text part of that template."
+        raise ConfigError([Problem("configuration", key, name, rule, remedy)])
     if name not in known:
         remedy = f"Known: tokenizer_default, tokenizer_default_fallback_NAME, jinja, {', '.join(known)}."
         raise ConfigError([Problem("configuration", key, name, "is not a known chat template", remedy)])
-    return resources.files("stages.formats").joinpath("templates", f"{name}.jinja").read_text(encoding="utf-8")
+    file, front = VARIANTS.get(name, (name, ""))
+    return front + resources.files("stages.formats").joinpath("templates", f"{file}.jinja").read_text(encoding="utf-8")
+
+
+def writes_the_date(text: str) -> bool:
+    """Return whether a template may write the date: then the date is a part of what determines its text."""
+    return "strftime_now" in text
 
 
 def _text_or_file(value: str) -> str:
@@ -108,13 +132,13 @@ class ChatTemplate:
     """A compiled chat template.
 
     The environment is that of `apply_chat_template`: sandboxed, blocks trimmed, loop controls, `generation` blocks,
-    `tojson` without HTML escapes, `raise_exception`, `strftime_now`.
+    `tojson` without HTML escapes, `raise_exception`, and `strftime_now`, for which it is midnight of a given day.
     """
 
-    def __init__(self, text: str, variables: Mapping[str, Any]) -> None:
+    def __init__(self, text: str, variables: Mapping[str, Any], today: date = NO_DAY) -> None:
         self.text = text
         self._variables = dict(variables)  # bos_token and the like, and chat_template_kwargs
-        self._render: Callable[..., str] = _environment().from_string(text).render
+        self._render: Callable[..., str] = _environment(today).from_string(text).render
 
     def copying_needs(self) -> Needs | None:
         """Return under which conditions the template only copies contents, None if it may look into them."""
@@ -127,10 +151,10 @@ class ChatTemplate:
             RenderError: the template raised an exception of its own, or does not fit the conversation.
             ConfigError: it takes too long.
         """
-        variables = {"add_generation_prompt": False, **self._variables, **more}
+        variables = {"add_generation_prompt": False, "documents": None, **self._variables, **more}
         try:
             with limited():
-                return self._render(messages=messages, tools=tools, documents=None, **variables)
+                return self._render({**variables, "messages": messages, "tools": tools})
         except (jinja2.TemplateError, *DATA_ERRORS) as error:
             raise RenderError(f"{type(error).__name__}: {error}") from error
 
@@ -149,13 +173,13 @@ class _GenerationBlock(jinja2.ext.Extension):
         return caller()
 
 
-def _environment() -> LimitedEnvironment:
+def _environment(today: date = NO_DAY) -> LimitedEnvironment:
     environment = LimitedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
+    environment.globals["strftime_now"] = partial(_strftime_now, today)
     return environment
 
 
@@ -173,5 +197,5 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+def _strftime_now(today: date, form: str) -> str:
+    return datetime.combine(today, time.min).strftime(form)

@@ -24,6 +24,8 @@ TEXTS = st.one_of(
         ["", "a<think>b</think>c", "</think>", "<tool_response>x</tool_response>", "\ue0000\ue001", "{{ x }}"]
     ),
 )
+LOOK_INSIDE = ("command_a", "command_a_rag", "command_a_tool_use", "deepseek", "exaone4", "gemma4", "gemma4_unified",
+               "llama4", "mistral")  # fmt: skip
 ROLES = st.sampled_from(["system", "user", "assistant", "tool", "gpt"])
 CONVERSATIONS = st.one_of(
     st.lists(st.tuples(ROLES, TEXTS), min_size=1, max_size=6),
@@ -116,7 +118,7 @@ def test_a_skeleton_gives_the_text_and_the_turns_of_a_rendering(name: str, optio
     text = choose_template(fetched.make_run(Path("model"), chat_template=name)).text
     plain, form = both(text or "", **options)
     if plain is None:
-        assert name in ("mistral_v2v3", "mistral_v3_tekken")
+        assert name.partition("_v")[0] in LOOK_INSIDE
         return
 
     @settings(max_examples=40)

@@ -1,22 +1,19 @@
-"""`type: alpaca` and user-defined formats: a prompt, then a response that is encoded by itself and trained."""
+"""Formats of one instruction and one response: a prompt, then the response, encoded by itself and trained.
+
+Two things make such a format: what a row says (`Reading`), and how the prompt is written (`PromptStyle`). The texts are
+those of axolotl, because models that were trained on them must see the same.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from configs.schema import PromptConfig
 from stages.errors import ConfigError, Problem
 from stages.formats.pieces import NO_ENDS, EndRule, Piece
 from stages.formats.rows import text_field, text_of
-
-WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request."
-)
-WITHOUT_INPUT = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-)
 
 
 @dataclass(frozen=True)
@@ -28,75 +25,63 @@ class PromptStyle:
     without_input: str
 
 
-STYLES = {
-    "instruct": PromptStyle(
-        "{system}\n\n",
-        "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
-        "### Instruction:\n{instruction}\n\n### Response:\n",
-    ),
-    "chat": PromptStyle(
-        "SYSTEM: {system}\n",
-        "USER: {instruction}\n{input}\nASSISTANT:",
-        "USER: {instruction}\nASSISTANT:",
-    ),
-    "chatml": PromptStyle(
-        "<|im_start|>system\n{system}<|im_end|>\n",
-        "<|im_start|>user\n{instruction}\n{input}<|im_end|>\n<|im_start|>assistant\n",
-        "<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n",
-    ),
-    "phi": PromptStyle(
-        "<|system|>\n{system}<|end|>\n",
-        "<|user|>\n{instruction}<|end|>{input}<|assistant|>",
-        "<|user|>\n{instruction}<|end|>\n<|assistant|>\n",
-    ),
-}
+class Reading(NamedTuple):
+    """What a row says; `system` is None where the row leaves it to the format, empty for none."""
+
+    instruction: str
+    response: str
+    given: str = ""
+    system: str | None = None
+
+
+Read = Callable[[dict[str, Any]], Reading]
 
 
 @dataclass(frozen=True)
 class InstructionFormat:
-    """Rows of instruction, optional input, and output.
+    """Rows of instruction, optional input, and response.
 
     Attributes:
+        read: what a row says. Raises Rejected.
         style: how the prompt is written.
-        columns: names of the columns of instruction, input, output and system; without the last none is read.
         system: text of the system part (with an input, without one) when the row has none; empty leaves it out.
         train_on_inputs: train the prompt as well.
+        final_ends: ends of sequence after the response.
     """
 
+    read: Read
     style: PromptStyle
-    columns: tuple[str, str, str, str | None]
     system: tuple[str, str]
     train_on_inputs: bool
+    final_ends: int = 1
     ends: EndRule = NO_ENDS
     chunk: int | None = None
 
     def pieces(self, row: dict[str, Any]) -> list[Piece]:
         """Return prompt and response. Raises as `RowFormat.pieces`."""
-        _, input_column, output_column, _ = self.columns
-        instruction = text_field(row, self.columns[0])
-        given = text_of(row[input_column], input_column) if input_column in row else ""
-        response = text_field(row, output_column)
-        prompt = self._system_part(row, bool(given)) + (
-            self.style.with_input.format(instruction=instruction, input=given)
-            if given
-            else self.style.without_input.format(instruction=instruction)
-        )
+        said = self.read(row)
+        system = self.system[0 if said.given else 1] if said.system is None else said.system
+        form = self.style.with_input if said.given else self.style.without_input
+        prompt = self.style.system.format(system=system) if system else ""
+        prompt += form.format(instruction=said.instruction, input=said.given, system=system)
         return [
             Piece(prompt, trained=self.train_on_inputs, special_tokens=True),
-            Piece(response, trained=True, special_tokens=True, continues=True, ends=True),
+            Piece(said.response, trained=True, special_tokens=True, continues=True, ends=self.final_ends),
         ]
 
-    def _system_part(self, row: dict[str, Any], with_input: bool) -> str:
-        column = self.columns[3]
-        default = self.system[0] if with_input else self.system[1]
-        system = text_of(row[column], column) if column is not None and column in row else default
-        return self.style.system.format(system=system) if system else ""
 
+def columns(instruction: str, response: str, given: str | None = None, system: str | None = None) -> Read:
+    """Return how to read rows with these columns; those of input and system may be missing in a row."""
 
-def alpaca(style: str, train_on_inputs: bool) -> InstructionFormat:
-    """Return the format of `alpaca` (style "instruct") or `alpaca:<style>`."""
-    columns = ("instruction", "input", "output", None)
-    return InstructionFormat(STYLES[style], columns, (WITH_INPUT, WITHOUT_INPUT), train_on_inputs)
+    def read(row: dict[str, Any]) -> Reading:
+        return Reading(
+            text_field(row, instruction),
+            text_field(row, response),
+            text_of(row[given], given) if given is not None and given in row else "",
+            text_of(row[system], system) if system is not None and system in row else None,
+        )
+
+    return read
 
 
 def user_defined(prompt: PromptConfig, train_on_inputs: bool, place: str) -> InstructionFormat:
@@ -109,8 +94,8 @@ def user_defined(prompt: PromptConfig, train_on_inputs: bool, place: str) -> Ins
     _check_format(prompt.no_input_format, {"instruction"}, f"{place}.no_input_format")
     _check_format(prompt.system_format, {"system"}, f"{place}.system_format")
     style = PromptStyle(prompt.system_format, prompt.format, prompt.no_input_format)
-    columns = (prompt.field_instruction, prompt.field_input, prompt.field_output, prompt.field_system)
-    return InstructionFormat(style, columns, (prompt.system_prompt, prompt.system_prompt), train_on_inputs)
+    read = columns(prompt.field_instruction, prompt.field_output, prompt.field_input, prompt.field_system)
+    return InstructionFormat(read, style, (prompt.system_prompt, prompt.system_prompt), train_on_inputs)
 
 
 def _check_format(text: str, names: set[str], key: str) -> None:

@@ -118,6 +118,9 @@ class MessageReader:
             raise Rejected("wrong_type", f"{place} must be an object, found {type_name(item)}: {shorten(item)}")
         seen = self._seen(item, place)
         content_parts = self._explicit_parts(item, place)
+        if self._dataset.split_thinking and seen["role"] == "assistant" and isinstance(seen.get("content"), str):
+            split = _split_thinking(seen, self._thinking)
+            seen = {**split, self._thinking: item[self._thinking]} if self._has_own_thinking(item) else split
         if isinstance(seen.get("content"), list):
             seen["content"], flagged = _joined(seen["content"], f"{place}.content")
             content_parts = content_parts if flagged is None else flagged
@@ -126,8 +129,6 @@ class MessageReader:
         thinking_parts = None
         if isinstance(seen.get(self._thinking), list):
             seen[self._thinking], thinking_parts = _joined(seen[self._thinking], f"{place}.{self._thinking}")
-        if self._dataset.split_thinking and seen["role"] == "assistant" and self._thinking not in seen:
-            seen = _split_thinking(seen, self._thinking)
         if set(seen) <= {"role", "name"}:
             raise Rejected("missing_field", f"{place} (role {seen['role']}) has no {self._properties['content']!r}")
         trained = self._is_trained(item, place, seen["role"], content_parts, thinking_parts)
@@ -136,6 +137,10 @@ class MessageReader:
     @property
     def _thinking(self) -> str:
         return self._dataset.template_thinking_key
+
+    def _has_own_thinking(self, item: dict[str, Any]) -> bool:
+        """Return whether a message has its reasoning under the template's own name, which counts more than a split."""
+        return self._thinking in item and self._thinking not in self._properties.values()
 
     def _seen(self, item: dict[str, Any], place: str) -> dict[str, Any]:
         """Return the mapped properties, and every other key under its own name."""

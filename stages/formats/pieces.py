@@ -58,7 +58,8 @@ class Piece(NamedTuple):
         turns: trains the tokens of these turns, by the rules of `EndRule`.
         special_tokens: encode with the tokenizer's own special tokens (a beginning of sequence, if it adds one).
         continues: drop a beginning of sequence in front: this piece follows another one.
-        ends: append the end of sequence, unless it is there or the text is empty.
+        ends: ends of sequence behind the text, one of which may be there already; none behind an empty text.
+            They are trained if anything of the piece may be.
         plain: spellings of control tokens that are encoded as plain text.
     """
 
@@ -67,7 +68,7 @@ class Piece(NamedTuple):
     turns: tuple[Turn, ...] = ()
     special_tokens: bool = False
     continues: bool = False
-    ends: bool = False
+    ends: int = 0
     plain: tuple[Span, ...] = ()
 
 

@@ -49,4 +49,4 @@ class CompletionFormat:
         text = text_field(row, self.column)
         if not text:
             raise Rejected("no_text", f"{self.column} is empty")
-        return [Piece(text, trained=True, special_tokens=True, ends=True)]
+        return [Piece(text, trained=True, special_tokens=True, ends=1)]

@@ -14,7 +14,7 @@ single mark has something else. Either way the place is proven, or the row is re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -49,17 +49,34 @@ class Conversation:
         Raises:
             Rejected: a turn's place cannot be proven.
         """
-        plain = [n for n in numbers if self._messages[n].keys() <= HEADER_KEYS and self._messages[n].get("content")]
-        spans = self._by_marks(plain)
-        if spans is None:
-            spans, plain = {}, []
-        for number in numbers:
-            if number not in plain:
-                span = self._by_difference(number, self._dummy(number, HEADER_KEYS - {"content"}))
-                if span is not None:
-                    spans[number] = span
-        _check_order(spans)
+        plain = self._plain(numbers)
+        marked = self._by_marks(plain)
+        left = numbers if marked is None else [number for number in numbers if number not in plain]
+        spans = dict(marked or {})
+        if left:
+            spans |= self._replaced(left, self._by_difference)
+            around = self._by_marks(self._plain(set(range(len(self._messages))) - set(left) - self._results())) or {}
+            if _overlap({**around, **spans}) is not None:  # a call that is replaced may renumber later ones
+                spans |= self._replaced(left, self._by_prefix)
+            if (overlap := _overlap({**around, **spans})) is not None:
+                first, second = overlap
+                raise Rejected("mask_not_proven", f"messages {first} and {second}: their places in the text overlap")
         return dict(sorted(spans.items()))
+
+    def _plain(self, numbers: Iterable[int]) -> list[int]:
+        """Return those of the messages that say nothing but their content."""
+        return [
+            n for n in sorted(numbers) if self._messages[n].keys() <= HEADER_KEYS and self._messages[n].get("content")
+        ]
+
+    def _results(self) -> set[int]:
+        """Return the results of tools, which some templates write inside the turn of the call."""
+        return {number for number, message in enumerate(self._messages) if message.get("role") == "tool"}
+
+    def _replaced(self, numbers: Sequence[int], find: Callable[[int, Seen], Span | None]) -> dict[int, Span]:
+        """Return the span of each turn that is found by replacing it."""
+        found = {number: find(number, self._dummy(number, HEADER_KEYS - {"content"})) for number in numbers}
+        return {number: span for number, span in found.items() if span is not None}
 
     def property_span(self, number: int, name: str) -> Span | None:
         """Return the span of one text property of a turn, all its other properties being as they are."""
@@ -104,11 +121,14 @@ class Conversation:
         try:
             return self._difference(self.text, self._render(replaced), number)
         except (RenderError, Rejected):
-            pass
+            return self._by_prefix(number, dummy)
+
+    def _by_prefix(self, number: int, dummy: Seen) -> Span | None:
+        """Return the same from the conversation up to this turn, which must be the beginning of the whole text."""
         last = len(self._messages) - 1
         try:
             shorter = self._render(self._messages[: number + 1], real_last_index=last)
-            other = self._render(replaced[: number + 1], real_last_index=last)
+            other = self._render([*self._messages[:number], dummy], real_last_index=last)
         except RenderError as error:
             raise Rejected(
                 "mask_not_proven", f"message {number}: its place in the text is not known: {error}"
@@ -129,12 +149,11 @@ class Conversation:
         return Span(start, end) if end > start else None
 
 
-def _check_order(spans: dict[int, Span]) -> None:
-    """Reject turns that overlap each other: then a replaced turn has changed more than its own words."""
+def _overlap(spans: dict[int, Span]) -> tuple[int, int] | None:
+    """Return two turns that overlap each other, None if there are none: a replaced turn changed no other words."""
     ordered = sorted(spans.items(), key=lambda item: item[1].start)
-    for (first, one), (second, two) in pairwise(ordered):
-        if two.start < one.end:
-            raise Rejected("mask_not_proven", f"messages {first} and {second}: their places in the text overlap")
+    pairs = ((first, second) for (first, one), (second, two) in pairwise(ordered) if two.start < one.end)
+    return next(pairs, None)
 
 
 def _absent_characters(text: str) -> tuple[str, str]:

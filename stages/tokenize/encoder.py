@@ -74,6 +74,14 @@ class Encoded:
         return [Tokenized(self.ids[place], self.trained[place]) for place in places]
 
 
+def encoded_rows(rows: Sequence[list[Tokenized] | Rejected]) -> Encoded:
+    """Return rows that bring their own tokens."""
+    rejected = {number: row for number, row in enumerate(rows) if isinstance(row, Rejected)}
+    made = [(number, one) for number, row in enumerate(rows) if not isinstance(row, Rejected) for one in row]
+    tokens = _Tokens.of([one for _, one in made])
+    return Encoded(tokens.ids, tokens.trained, tokens.counts, np.array([n for n, _ in made], np.int64), rejected)
+
+
 @dataclass(frozen=True)
 class _Tokens:
     """The tokens of pieces, one after the other; `counts` (pieces,) says how many each has."""
@@ -94,14 +102,16 @@ class _Tokens:
         kept = np.repeat(pieces, self.counts)
         return _Tokens(self.ids[kept], self.trained[kept], np.where(pieces, self.counts, 0))
 
-    def inserted(self, places: Positions, ids: Ids, wanted: Mask, pieces: Sequence[Piece]) -> _Tokens:
-        """Return the tokens with `ids` put in front of `places`, a row of them for each wanted piece."""
+    def inserted(self, places: Positions, ids: Ids, wanted: Mask, trained: Mask) -> _Tokens:
+        """Return the tokens with `ids` put in front of `places`, a row of them for each wanted piece.
+
+        `trained` (pieces,) says whether they are trained.
+        """
         if not places.size:
             return self
-        flags = np.array([piece.trained for piece in pieces], np.bool_)[wanted]
         return _Tokens(
             np.insert(self.ids, places.ravel(), np.tile(ids, len(places))),
-            np.insert(self.trained, places.ravel(), np.repeat(flags, len(ids))),
+            np.insert(self.trained, places.ravel(), np.repeat(trained[wanted], len(ids))),
             self.counts + len(ids) * wanted,
         )
 
@@ -138,6 +148,11 @@ class Encoder:
     def tokenizer(self) -> Tokenizer:
         """Return the reference, whose offsets hold white space."""
         return self._tokenizer
+
+    @property
+    def vocabulary(self) -> int:
+        """Return the number of tokens, added ones among them."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def encode(self, rows: Sequence[list[Piece]], form: RowFormat) -> Encoded:
         """Return what becomes of rows, each given as its pieces: one tokenized row, several if it is cut, or none.
@@ -211,14 +226,18 @@ class Encoder:
         ends = np.cumsum(tokens.counts)
         begins = ends - tokens.counts
         places = np.column_stack([begins[wanted]] * len(before) + [ends[wanted]] * len(after))
-        return tokens.inserted(places, np.concatenate([before, after]), wanted, pieces)
+        trained = np.array([piece.trained for piece in pieces], np.bool_)
+        return tokens.inserted(places, np.concatenate([before, after]), wanted, trained)
 
     def _with_ends(self, pieces: Sequence[Piece], tokens: _Tokens) -> _Tokens:
-        """Append the end of sequence to pieces that lack it, and drop the beginning of those that continue others."""
-        wanted = np.array([piece.ends for piece in pieces], np.bool_) & (tokens.counts > 0)
+        """Append the ends of sequence that pieces lack, and drop the beginning of those that continue others."""
+        missing = np.array([piece.ends for piece in pieces], np.int64) * (tokens.counts > 0)
         ends = np.cumsum(tokens.counts)
-        wanted[wanted] = tokens.ids[ends[wanted] - 1] != self._eos
-        tokens = tokens.inserted(ends[wanted][:, None], self._end, wanted, pieces)
+        missing[missing > 0] -= tokens.ids[ends[missing > 0] - 1] == self._eos
+        trained = np.array([piece.trained or bool(piece.turns) for piece in pieces], np.bool_)
+        for least in range(missing.max(initial=0)):
+            wanted = missing > least
+            tokens = tokens.inserted(np.cumsum(tokens.counts)[wanted][:, None], self._end, wanted, trained)
         dropped = np.array([piece.continues for piece in pieces], np.bool_) & (tokens.counts > 0)
         begins = np.cumsum(tokens.counts) - tokens.counts
         dropped[dropped] = tokens.ids[begins[dropped]] == self._bos

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,21 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from configs.schema import RunConfig
-from stages.formats import Piece, PlainChats, Rejected, RowFormat, is_verbatim, make_format, make_plain
+from stages.formats import (
+    ChatFormat,
+    Piece,
+    PlainChats,
+    Rejected,
+    RowFormat,
+    TokenFormat,
+    is_verbatim,
+    make_format,
+    make_plain,
+    make_token_format,
+)
 from stages.formats.rows import read_row
-from stages.templates import ChatTemplate
-from stages.tokenize.encoder import BackendError, Encoded, Encoder
+from stages.templates import NO_DAY, ChatTemplate
+from stages.tokenize.encoder import BackendError, Encoded, Encoder, Tokenized, encoded_rows
 from stages.tokenize.proofs import ConversationProver
 from stages.tokens import TOKEN_SCHEMA, write_arrow
 
@@ -47,6 +60,7 @@ class Setup(BaseModel):
         bos, eos, eot: ids of its end and beginning tokens.
         variables: what every template sees, `bos_token` and the like.
         templates: the Jinja text of each data set, None for those that are not conversations.
+        today: the day that templates see.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,6 +72,7 @@ class Setup(BaseModel):
     eot: tuple[int, ...]
     variables: dict[str, Any]
     templates: tuple[str | None, ...]
+    today: date = NO_DAY
 
 
 class Job(BaseModel):
@@ -109,7 +124,7 @@ class ShardTokenizer:
 
     def __init__(self, setup: Setup) -> None:
         self._encoder = Encoder(setup.folder, setup.bos, setup.eos, setup.eot)
-        self._formats: list[RowFormat] = []
+        self._formats: list[RowFormat | TokenFormat] = []
         self._plain: list[PlainChats | None] = []
         self._provers: list[ConversationProver | None] = []
         self._ends = np.array([setup.eos, *setup.eot], np.int32)
@@ -117,10 +132,12 @@ class ShardTokenizer:
         self._verbatim = frozenset(n for n, dataset in enumerate(setup.run.sources) if is_verbatim(dataset))
         for number, text in enumerate(setup.templates):
             variables = {**setup.variables, **setup.run.chat_template_kwargs}
-            template = None if text is None else ChatTemplate(text, variables)
-            self._formats.append(make_format(setup.run, number, template))
+            template = None if text is None else ChatTemplate(text, variables, setup.today)
+            given = make_token_format(setup.run, number, setup.folder, self._encoder.vocabulary)
+            self._formats.append(given or make_format(setup.run, number, template))
             self._plain.append(make_plain(setup.run, number, template))
-            self._provers.append(None if template is None else self._prover(setup, number, template))
+            is_plain = template is not None and isinstance(self._formats[-1], ChatFormat)
+            self._provers.append(self._prover(setup, number, template) if template and is_plain else None)
 
     def _prover(self, setup: Setup, number: int, template: ChatTemplate) -> ConversationProver:
         dataset, ends = setup.run.sources[number], [setup.eos, *setup.eot]
@@ -147,35 +164,44 @@ class ShardTokenizer:
         outcome = Outcome()
         written: list[tuple[Numbers, Encoded]] = []
         for numbers, raw in _batches(job):
-            prepared = self._prepared(raw, job.dataset, outcome)
-            refused = {at: row for at, row in enumerate(prepared) if isinstance(row, Rejected)}
-            good = np.array([at for at in range(len(raw)) if at not in refused], np.int64)
-            encoded = self._encoder.encode([prepared[at] for at in good.tolist()], self._formats[job.dataset])
-            refused |= {int(good[at]): why for at, why in encoded.rejected.items()}
-            for at, why in sorted(refused.items()):
+            encoded = self._encoded(raw, job.dataset, outcome)
+            for at, why in sorted(encoded.rejected.items()):
                 record = {"row": int(numbers[at]), "reason": why.reason, "detail": why.detail[:DETAIL_CHARACTERS]}
                 outcome.rejected.append(record)
-            written.append((numbers[good[encoded.owners]], encoded))
+            written.append((numbers[encoded.owners], encoded))
             report(len(raw), len(encoded.ids))
             outcome.rows_read += len(raw)
-            outcome.rows_written += len(raw) - len(refused)
+            outcome.rows_written += len(raw) - len(encoded.rejected)
             outcome.tokens += len(encoded.ids)
             outcome.trained_tokens += int(np.count_nonzero(encoded.trained))
             self._count_spans(encoded, outcome)
             if len(written) == 1:
-                self._look_again(raw, good, encoded, job.dataset, outcome)
+                self._look_again(raw, encoded, job.dataset, outcome)
         table = _table(written, job.dataset)
         write_arrow(job.target, table)
         outcome.rows = table.num_rows
         return outcome
 
-    def _look_again(self, raw: list[bytes], good: Numbers, encoded: Encoded, dataset: int, outcome: Outcome) -> None:
-        """Take a second look at some of the `good` rows, the same on every machine, by a way of its own."""
+    def _encoded(self, raw: list[bytes], dataset: int, outcome: Outcome) -> Encoded:
+        """Return what becomes of raw rows."""
+        form = self._formats[dataset]
+        if isinstance(form, TokenFormat):
+            return encoded_rows([_given(row, form) for row in raw])
+        prepared = self._prepared(raw, dataset, form, outcome)
+        refused = {at: row for at, row in enumerate(prepared) if isinstance(row, Rejected)}
+        good = np.array([at for at in range(len(raw)) if at not in refused], np.int64)
+        encoded = self._encoder.encode([row for row in prepared if not isinstance(row, Rejected)], form)
+        refused |= {int(good[at]): why for at, why in encoded.rejected.items()}
+        return replace(encoded, owners=good[encoded.owners], rejected=refused)
+
+    def _look_again(self, raw: list[bytes], encoded: Encoded, dataset: int, outcome: Outcome) -> None:
+        """Take a second look at some of the good rows, the same on every machine, by a way of its own."""
         prover, form = self._provers[dataset], self._formats[dataset]
-        if prover is None:
+        if prover is None or isinstance(form, TokenFormat):
             return
-        for place in range(0, len(good), max(1, -(-len(good) // SAMPLE_ROWS))):
-            row, tokens = read_row(raw[good[place]]), encoded.rows_of(place)
+        good = np.unique(encoded.owners)
+        for number in good[:: max(1, -(-len(good) // SAMPLE_ROWS))].tolist():
+            row, tokens = read_row(raw[number]), encoded.rows_of(number)
             pieces = form.pieces(row) if len(tokens) == 1 and not self._encoder.control.count(row) else []
             if len(pieces) != 1:
                 continue
@@ -195,15 +221,16 @@ class ShardTokenizer:
         outcome.ended_spans += int(np.isin(encoded.ids[last], self._ends).sum())
         outcome.untrained_rows += len(ends) - len(np.unique(np.searchsorted(ends, last, side="right")))
 
-    def _prepared(self, raw: list[bytes], dataset: int, outcome: Outcome) -> list[list[Piece] | Rejected]:
+    def _prepared(
+        self, raw: list[bytes], dataset: int, form: RowFormat, outcome: Outcome
+    ) -> list[list[Piece] | Rejected]:
         """Return the pieces of rows; those that spell control tokens are counted, and treated as they are to be."""
         spelling = {} if dataset in self._verbatim else self._spelling(raw, outcome)
         if self._control_tokens == "special" or not spelling:
-            return self._usual(raw, dataset)
-        usual = iter(self._usual([row for number, row in enumerate(raw) if number not in spelling], dataset))
+            return self._usual(raw, dataset, form)
+        usual = iter(self._usual([row for number, row in enumerate(raw) if number not in spelling], dataset, form))
         return [
-            self._spelled(spelling[number], dataset) if number in spelling else next(usual)
-            for number in range(len(raw))
+            self._spelled(spelling[number], form) if number in spelling else next(usual) for number in range(len(raw))
         ]
 
     def _spelling(self, raw: list[bytes], outcome: Outcome) -> dict[int, dict[str, Any]]:
@@ -221,18 +248,18 @@ class ShardTokenizer:
         outcome.control_rows += len(found)
         return found
 
-    def _spelled(self, row: dict[str, Any], dataset: int) -> list[Piece] | Rejected:
+    def _spelled(self, row: dict[str, Any], form: RowFormat) -> list[Piece] | Rejected:
         if self._control_tokens == "reject":
             token = next(iter(self._encoder.control.count(row)))
             return Rejected("control_token", f"its text spells the control token {token}")
         try:
-            return self._encoder.control.pieces_with_plain_text(row, self._formats[dataset])
+            return self._encoder.control.pieces_with_plain_text(row, form)
         except Rejected as rejected:
             return rejected
 
-    def _usual(self, raw: list[bytes], dataset: int) -> list[list[Piece] | Rejected]:
+    def _usual(self, raw: list[bytes], dataset: int, form: RowFormat) -> list[list[Piece] | Rejected]:
         """Return the pieces of rows, plain ones by the fast way; one of them is done the other way as well."""
-        form, plain = self._formats[dataset], self._plain[dataset]
+        plain = self._plain[dataset]
         if plain is None or not raw:
             return [_pieces(row, form) for row in raw]
         found = [plain.pieces(row) for row in raw]
@@ -261,6 +288,13 @@ def _rare_collection() -> Iterator[None]:
 def _pieces(raw: bytes, form: RowFormat) -> list[Piece] | Rejected:
     try:
         return form.pieces(read_row(raw))
+    except Rejected as rejected:
+        return rejected
+
+
+def _given(raw: bytes, form: TokenFormat) -> list[Tokenized] | Rejected:
+    try:
+        return [Tokenized(row.ids, row.trained) for row in form.tokens(raw)]
     except Rejected as rejected:
         return rejected
 

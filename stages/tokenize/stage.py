@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from stages.base_model import TOKENIZER_FILES, ModelSource, find_tokenizer
 from stages.errors import ConfigError, DataError, Problem, StageError
 from stages.formats import check_format, format_inputs, is_chat
 from stages.stage import Context, Stage, Upstream
-from stages.templates import TemplateChoice, choose_template
+from stages.templates import TemplateChoice, choose_template, writes_the_date
 from stages.tokenize.checks import Counts, as_facts, checks
 from stages.tokenize.earlier import MadeShard, adopt, find_earlier, made_of, write_contents
 from stages.tokenize.pool import SOURCE_ROOT, tokenize_shards
 from stages.tokenize.shard import Job, Outcome, Setup
 
 LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow")
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+"""Where a tokenizer keeps its chat template."""
 SHOWN_ROWS = 5
 REASONS_REMEDY = (
     "Correct these rows, or raise max_rejected_ratio to go on without them; rejected.jsonl then lists them all."
@@ -42,13 +45,14 @@ def inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
     """
     run = context.run
     _check_formats(run)
+    tokenizer = find_tokenizer(run)
     chat = any(is_chat(dataset) for dataset in run.sources)
     datasets = []
     for number, dataset in enumerate(run.sources):
         template = _template_inputs(choose_template(run, dataset, run.source_key(number))) if is_chat(dataset) else None
         datasets.append({**format_inputs(run, number), **({"template": template} if template else {})})
     return {
-        "tokenizer": find_tokenizer(run).content(TOKENIZER_FILES, context.digests),
+        "tokenizer": tokenizer.content(TOKENIZER_FILES, context.digests),
         "special_tokens": run.special_tokens.model_dump(mode="json"),
         **({"tokens": run.tokens} if run.tokens else {}),
         **({"added_tokens_overrides": _overrides(run)} if run.added_tokens_overrides else {}),
@@ -56,6 +60,7 @@ def inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
         "datasets": datasets,
         **({"control_tokens_in_data": run.control_tokens_in_data} if run.control_tokens_in_data != "special" else {}),
         **({"eot_tokens": run.eot_tokens, "chat_template_kwargs": run.chat_template_kwargs} if chat else {}),
+        **({"today": _today(context).isoformat()} if _writes_the_date(run, tokenizer) else {}),
         "libraries": {name: version(name) for name in LIBRARIES},
     }
 
@@ -69,7 +74,7 @@ def produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dic
     """
     raw = upstream["fetch"]
     resolved = _resolve_tokenizer(context.run, find_tokenizer(context.run), writer.work / "resolved" / "tokenizer")
-    setup = _setup(context.run, resolved, writer.work / "resolved" / "tokenizer")
+    setup = _setup(context, resolved, writer.work / "resolved" / "tokenizer")
     writer.take_folder(writer.work / "resolved")
     tally = _Tally(context, sum(dataset["rows"] for dataset in raw.facts["datasets"]))
     shards = _shards(raw, STAGE.key_inputs(context, upstream))
@@ -155,6 +160,23 @@ def _overrides(run: RunConfig) -> dict[str, str]:
     return {str(number): text for number, text in run.added_tokens_overrides.items()}
 
 
+def _today(context: Context) -> date:
+    return context.run.template_date or context.today
+
+
+def _writes_the_date(run: RunConfig, tokenizer: ModelSource) -> bool:
+    """Return whether the text of a conversation may depend on the day on which it is made."""
+    chats = [(number, dataset) for number, dataset in enumerate(run.sources) if is_chat(dataset)]
+    choices = [choose_template(run, dataset, run.source_key(number)) for number, dataset in chats]
+    if any(writes_the_date(text) for choice in choices for text in (choice.text, choice.fallback) if text):
+        return True
+    if all(choice.text is not None for choice in choices):
+        return False
+    folder = tokenizer.folder(TEMPLATE_FILES)
+    files = [folder / name for name in TEMPLATE_FILES if (folder / name).is_file()]
+    return any(writes_the_date(file.read_text(encoding="utf-8", errors="replace")) for file in files)
+
+
 def _resolve_tokenizer(run: RunConfig, source: ModelSource, folder: Path) -> dict[str, Any]:
     """Have a process with Hugging Face's classes write the tokenizer into a folder; return its answer."""
     request = {
@@ -187,7 +209,8 @@ def _resolve_tokenizer(run: RunConfig, source: ModelSource, folder: Path) -> dic
     return answer
 
 
-def _setup(run: RunConfig, resolved: dict[str, Any], folder: Path) -> Setup:
+def _setup(context: Context, resolved: dict[str, Any], folder: Path) -> Setup:
+    run = context.run
     templates: list[str | None] = []
     for number, dataset in enumerate(run.sources):
         text = None
@@ -208,6 +231,7 @@ def _setup(run: RunConfig, resolved: dict[str, Any], folder: Path) -> Setup:
         eot=tuple(resolved["eot_token_ids"]),
         variables=resolved["variables"],
         templates=tuple(templates),
+        today=_today(context),
     )
 
 
