@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import orjson
 
 from configs.errors import ConfigError
 from flows.command import GivenConfig, command, config_command, say, write_json
 from flows.server import need_server
 
 if TYPE_CHECKING:
-    from configs.load import LoadedRun
     from flows.deployments.register import PoolType
     from stages.artifacts import Artifact
     from stages.pipeline import StageName
@@ -74,7 +72,11 @@ def preprocess(
     """Fetch, tokenize and pack the data of CONFIG."""
     artifacts = _run(given, until="pack", refresh=refresh, quiet=quiet, as_json=as_json)
     if debug:
-        _show_masks(artifacts["tokenize"], rows, to_stderr=as_json)
+        from configs.load import load_run
+        from flows.inspecting import show_rows
+
+        run = load_run(given.path, given.overrides, lenient=given.lenient).run
+        show_rows(run, artifacts["fetch"], artifacts["tokenize"], rows, to_stderr=as_json)
 
 
 def _stage_command(name: StageName, text: str) -> None:
@@ -131,17 +133,13 @@ def validate(given: GivenConfig, gpu: str | None, as_json: bool) -> None:
 
 @config_command(cli)
 @click.option("--jsonl", is_flag=True, help="Every tokenized row as a JSON line on standard output.")
-@click.option("--rows", default=3, show_default=True, help="Rows that are shown without --jsonl.")
-def inspect(given: GivenConfig, jsonl: bool, rows: int) -> None:
-    """Show the rows of CONFIG with their label masks."""
-    from stages.mask_view import masked_rows
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="A page to look at in a browser.")
+@click.option("--rows", type=int, help="Rows of each data set that are shown: 3, on a page 8 at random.")
+def inspect(given: GivenConfig, jsonl: bool, html: Path | None, rows: int | None) -> None:
+    """Show the rows of CONFIG turn by turn, with what is learned from each."""
+    from flows.inspecting import inspect_run
 
-    tokens = _tokenized(given.load())
-    if not jsonl:
-        _show_masks(tokens, rows)
-        return
-    for row in masked_rows(tokens):
-        sys.stdout.buffer.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
+    inspect_run(given.load(), jsonl=jsonl, html=html, rows=rows)
 
 
 @command(cli)
@@ -329,29 +327,6 @@ def _run(
     elif not quiet and until == "publish":
         say(f"model   {loaded.run.publish_to}\nreport  {Path(loaded.run.output_dir) / 'report.html'}")
     return {result.stage: result.artifact for result in results}
-
-
-def _tokenized(loaded: LoadedRun) -> Artifact:
-    """Return the tokenized rows: from the store, else made here without Prefect."""
-    from stages.pipeline import stages_until
-    from stages.stage import open_run, run_stage
-
-    looking = loaded.run.model_copy(update={"max_rejected_ratio": 1.0})  # rejected rows are there to be looked at
-    context, store = open_run(looking)
-    upstream: dict[str, Artifact] = {}
-    for stage in stages_until("tokenize"):
-        upstream[stage.name] = run_stage(stage, context, upstream, store).artifact
-    return upstream["tokenize"]
-
-
-def _show_masks(tokens: Artifact, rows: int, *, to_stderr: bool = False) -> None:
-    from rich.console import Console
-
-    from stages.mask_view import show_masks
-
-    console = Console(stderr=to_stderr)
-    for block in show_masks(tokens, rows):
-        console.print(block)
 
 
 def main() -> None:

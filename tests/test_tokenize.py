@@ -16,14 +16,13 @@ import orjson
 import psutil
 import pytest
 import tiny
-from rich.console import Console
 from tokenizers import Tokenizer
 
 from configs.errors import ConfigError
 from configs.schema import RunConfig
 from stages.artifacts import Artifact, FileDigests, Store
 from stages.errors import DataError
-from stages.mask_view import masked_rows, show_masks
+from stages.inspection.rows import masked_rows
 from stages.stage import Context
 from stages.tokenize import STAGE
 from stages.tokens import TokenRows
@@ -224,20 +223,6 @@ def test_new_special_tokens_and_the_template_go_into_the_tokenizer(tmp_path: Pat
     assert row["labels"][-1] == tokenizer.token_to_id("<end>") == artifact.facts["tokenizer"]["eos_token_id"]
     assert artifact.facts["tokenizer"]["vocab_size"] == tokenizer.get_vocab_size()
     assert artifact.path("tokenizer/chat_template.jinja").read_text() == keys["chat_template_jinja"]
-
-
-def test_a_mask_is_shown_with_and_without_colours(made: Artifact) -> None:
-    plain = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: PTH123
-    for block in show_masks(made, 1):
-        plain.print(block)
-    text = plain.export_text(clear=False)
-    assert "<|im_start|>assistant↵" in text
-    assert " 0<|im_end|>⟧" in text
-    assert "row 0" in text
-    assert "67 rows" in text
-    assert "4 rows rejected" in text
-    assert "color" in plain.export_html()
-    plain.file.close()
 
 
 def test_workers_do_not_outlive_their_parent(tokenizer: Path, tmp_path: Path) -> None:
