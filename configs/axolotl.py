@@ -40,8 +40,7 @@ WITHOUT_EFFECT: dict[str, str] = spread(
         "set by this project for memory-mapped data": "dataloader_prefetch_factor dataloader_pin_memory",
         "the Hub's token is taken from HF_TOKEN or `hf auth login`": "hf_use_auth_token",
         # model and tokenizer
-        "the model class is found from config.json": "model_type type_of_model",
-        "the tokenizer class is found from the tokenizer's own files": "tokenizer_type tokenizer_legacy",
+        "the tokenizer class is found from the tokenizer's own files": "tokenizer_legacy",
         "the fast tokenizer is always used": "tokenizer_use_fast",
         "the chat template is always written beside the tokenizer": "tokenizer_save_jinja_files",
         "weights are always read by memory map": "low_cpu_mem_usage experimental_skip_move_to_device lora_on_cpu",
@@ -66,7 +65,7 @@ WITHOUT_EFFECT: dict[str, str] = spread(
             "chunked_cross_entropy_num_chunks"
         ),
         "the loss is always the mean over all trained tokens": "liger_use_token_scaling",
-        "recomputation keeps activations on the device": "activation_offloading layer_offloading",
+        "weights stay on the device; fsdp_config.offload_params takes them off it": "layer_offloading",
         "processes are started and placed by torchrun": (
             "device device_map world_size local_rank ddp ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers "
             "accelerator_config use_ray ray_run_name ray_num_workers resources_per_worker"
@@ -194,6 +193,7 @@ ALIASES: dict[str, tuple[str, str | None]] = {
     "evaluation_strategy": ("eval_strategy", None),
     "sequence_parallel_degree": ("context_parallel_size", None),
     "revision_of_model": ("model_revision", None),
+    "type_of_model": ("model_type", None),
     "liger_swiglu": ("liger_glu_activation", None),
     "eval_table_size": ("generate_samples", "true"),
     "dataset_prepared_path": ("artifact_store", None),

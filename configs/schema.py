@@ -305,7 +305,13 @@ class RunConfig(Section):
         False, description="Load weights from pickles (*.bin, *.pt), which can run code, where there is no safetensors."
     )
     model_revision: str | None = Field(None, description="Branch, tag or commit of the base model on the Hub.")
+    model_type: str | None = Field(
+        None, description="Class that loads it: AutoModelForCausalLM, or the one its config.json names; else an error."
+    )
     tokenizer_config: Place | None = Field(None, description="Hub id or folder of the tokenizer; default: base_model.")
+    tokenizer_type: str | None = Field(
+        None, description="Class of transformers that loads the tokenizer; default: AutoTokenizer."
+    )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the base model.")
     special_tokens: SpecialTokensConfig = Field(SpecialTokensConfig(), description="Special tokens to set.")
     tokens: tuple[str, ...] = Field((), description="Plain tokens to add to the vocabulary.")
@@ -450,7 +456,12 @@ class RunConfig(Section):
         None,
         description="eager, sdpa, flash_attention_2, flash_attention_3, flex_attention, a kernel of the Hub, or auto.",
     )
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    gradient_checkpointing: bool | Literal["offload"] = Field(
+        False, description="Recompute activations in the backward pass; offload: and keep their beginnings on the CPU."
+    )
+    activation_offloading: bool | Literal["legacy", "hidden_states"] = Field(
+        False, description="gradient_checkpointing: offload in other words; needs gradient_checkpointing."
+    )
     gradient_checkpointing_kwargs: dict[str, Any] = Field({}, description="Arguments of checkpointing.")
     dataloader_num_workers: int = Field(0, ge=0, description="Processes that assemble batches.")
 
@@ -667,6 +678,14 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _offloading_needs_recomputation(self) -> RunConfig:
+        if self.activation_offloading and not self.gradient_checkpointing:
+            raise ValueError(
+                "activation_offloading moves what gradient_checkpointing keeps; set gradient_checkpointing: true"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sharded_once(self) -> RunConfig:
         if self.fsdp_config is not None and self.deepspeed is not None:
             raise ValueError("fsdp_config and deepspeed exclude each other; remove deepspeed")
@@ -725,9 +744,14 @@ class RunConfig(Section):
         return names.get(stage, "zero0")
 
     @property
+    def offloads_activations(self) -> bool:
+        """Return whether what recomputation begins with is kept in the memory of the CPU."""
+        return self.gradient_checkpointing == "offload" or bool(self.activation_offloading)
+
+    @property
     def recomputes_activations(self) -> bool:
         """Return whether activations are recomputed in the backward pass."""
-        return self.gradient_checkpointing or bool(self.fsdp_config and self.fsdp_config.activation_checkpointing)
+        return bool(self.gradient_checkpointing) or bool(self.fsdp_config and self.fsdp_config.activation_checkpointing)
 
     @property
     def sequences_per_pass(self) -> int:

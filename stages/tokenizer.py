@@ -4,7 +4,7 @@ Run as `python -m stages.tokenizer`, with a JSON request on standard input and a
 the heavy library is imported in a process of its own. What it writes can be read by the `tokenizers` library alone.
 
     request  {"source": folder, "out": folder, "special_tokens": {...}, "tokens": [text], "overrides": {id: text},
-              "chat_template": text | null, "eot_tokens": [text], "trust_remote_code": bool}
+              "chat_template": text | null, "eot_tokens": [text], "tokenizer_type": class, "trust_remote_code": bool}
     answer   {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "eot_token_ids", "new_tokens": [text],
               "variables": {...}, "chat_template"}
              or {"error": text, "key": configuration key}
@@ -34,8 +34,11 @@ def resolve(request: dict[str, Any]) -> dict[str, Any]:
         sys.modules["torch"] = None  # type: ignore[assignment]  # no tokenizer of the library needs it: 4 times as fast
     import transformers  # here, because the line above must come first
 
+    kind = getattr(transformers, request["tokenizer_type"], None)
+    if kind is None or "Tokenizer" not in request["tokenizer_type"]:
+        return {"key": "tokenizer_type", "error": "is no class of transformers that loads a tokenizer"}
     load = partial(
-        transformers.AutoTokenizer.from_pretrained,
+        kind.from_pretrained,
         local_files_only=True,
         trust_remote_code=request["trust_remote_code"],
     )

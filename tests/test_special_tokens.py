@@ -158,3 +158,20 @@ def test_control_tokens_of_a_prompt_style_are_its_own(tokenizer: Path, tmp_path:
     _, [(ids, labels)] = fetched.tokenize_here(tmp_path / "shard", tokenizer, run, rows, template=None)
     assert ids.count(2) == 3, "system and user of the prompt, and the end of the response"
     assert [i for i in labels if i == 2] == [2]
+
+
+def test_the_class_of_the_tokenizer_can_be_named(tokenizer: Path, tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in ("own", "auto", "gpt2", "odd")}
+    for folder in folders.values():
+        folder.mkdir()
+    own = fetched.tokenize(folders["own"], fetched.make_run(tokenizer), CHATS)
+    auto = fetched.tokenize(folders["auto"], fetched.make_run(tokenizer, tokenizer_type="AutoTokenizer"), CHATS)
+    gpt2 = fetched.tokenize(folders["gpt2"], fetched.make_run(tokenizer, tokenizer_type="GPT2Tokenizer"), CHATS)
+    assert auto.key == own.key
+    assert gpt2.key != own.key
+    assert type(resolved(gpt2)).__name__ == "GPT2Tokenizer"
+    assert [ids for _, _, ids, _ in fetched.tokenized_rows(gpt2)] == [
+        resolved(gpt2).apply_chat_template(row["messages"], return_dict=False) for row in CHATS
+    ]
+    with pytest.raises(ConfigError, match="tokenizer_type: is no class of transformers"):
+        fetched.tokenize(folders["odd"], fetched.make_run(tokenizer, tokenizer_type="LlamaModel"), CHATS)

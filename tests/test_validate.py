@@ -58,6 +58,15 @@ def test_a_person_sees_them_by_class(folder: Path, monkeypatch: pytest.MonkeyPat
     assert done.stderr.endswith("run.yaml: valid\n")
 
 
+def test_the_class_of_the_model_is_the_one_that_it_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for name in ("AutoModelForCausalLM", "LlamaForCausalLM"):
+        assert CliRunner().invoke(cli, ["validate", "run.yaml", f"model_type={name}"]).exit_code == 0
+    done = CliRunner().invoke(cli, ["validate", "run.yaml", "type_of_model=MistralForCausalLM"])
+    assert done.exit_code == 2
+    assert "Set model_type: LlamaForCausalLM" in done.stderr
+
+
 def test_warnings_stop_only_where_they_are_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     words = ["validate", "run.yaml", "learning_rate=0.5"]

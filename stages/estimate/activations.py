@@ -63,7 +63,8 @@ def kept(run: RunConfig, shape: ModelShape, step: Pass) -> float:
     if not run.recomputes_activations:
         return shape.layers * block
     stream = FLOAT if uses_autocast(run, step) and run.adapter is None else step.bytes
-    return shape.layers * step.tokens * shape.hidden * stream + block
+    layers = 1 if run.offloads_activations and step.device == "cuda" else shape.layers
+    return layers * step.tokens * shape.hidden * stream + block
 
 
 def kept_by_block(run: RunConfig, shape: ModelShape, step: Pass) -> float:

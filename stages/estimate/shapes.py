@@ -69,6 +69,7 @@ class ModelShape:
         linears: the matrices of the blocks.
         active: share of the experts' weights that one token meets; 1 without experts.
         quantised: method of a base model that comes quantised, `gptq`; empty otherwise.
+        classes: `architectures`, the classes of transformers that it was saved from.
     """
 
     family: str
@@ -86,6 +87,7 @@ class ModelShape:
     linears: tuple[Linear, ...]
     active: float
     quantised: str
+    classes: tuple[str, ...] = ()
 
     @cached_property
     def linear_weights(self) -> int:
@@ -257,6 +259,7 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
         linears=(*attention, *mlp),
         active=active,
         quantised=_quantised(config),
+        classes=tuple(map(str, config.get("architectures") or ())),
     )
 
 

@@ -10,9 +10,18 @@ from stages.preflight.scene import Scene, error
 
 def check_model(scene: Scene) -> Iterator[Finding]:
     """Yield what is wrong with the adapter and the base model."""
+    yield from _class(scene)
     yield from _targets(scene)
     yield from _new_tokens(scene)
     yield from _quantised_base(scene)
+
+
+def _class(scene: Scene) -> Iterator[Finding]:
+    wanted, shape = scene.run.model_type, scene.shape
+    if wanted in (None, "AutoModelForCausalLM") or shape is None or not shape.classes or wanted in shape.classes:
+        return
+    rule = f"the base model is a {shape.classes[0]}, which is what is loaded"
+    yield error("model-class", "model_type", wanted, rule, f"Set model_type: {shape.classes[0]}, or remove it.")
 
 
 def _targets(scene: Scene) -> Iterator[Finding]:

@@ -28,6 +28,7 @@ from stages.tokenize.earlier import MadeShard, adopt, find_earlier, made_of, wri
 from stages.tokenize.pool import SOURCE_ROOT, tokenize_shards
 from stages.tokenize.shard import Job, Outcome, Setup
 
+AUTO = "AutoTokenizer"
 LIBRARIES = ("tokenizers", "transformers", "jinja2", "pyarrow")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 """Where a tokenizer keeps its chat template."""
@@ -54,6 +55,7 @@ def inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
     return {
         "tokenizer": tokenizer.content(TOKENIZER_FILES, context.digests),
         "special_tokens": run.special_tokens.model_dump(mode="json"),
+        **({"tokenizer_type": kind} if (kind := _tokenizer_type(run)) != AUTO else {}),
         **({"tokens": run.tokens} if run.tokens else {}),
         **({"added_tokens_overrides": _overrides(run)} if run.added_tokens_overrides else {}),
         "template": _template_inputs(choose_template(run)),
@@ -177,6 +179,10 @@ def _writes_the_date(run: RunConfig, tokenizer: ModelSource) -> bool:
     return any(writes_the_date(file.read_text(encoding="utf-8", errors="replace")) for file in files)
 
 
+def _tokenizer_type(run: RunConfig) -> str:
+    return run.tokenizer_type or AUTO
+
+
 def _resolve_tokenizer(run: RunConfig, source: ModelSource, folder: Path) -> dict[str, Any]:
     """Have a process with Hugging Face's classes write the tokenizer into a folder; return its answer."""
     request = {
@@ -187,6 +193,7 @@ def _resolve_tokenizer(run: RunConfig, source: ModelSource, folder: Path) -> dic
         "overrides": _overrides(run),
         "chat_template": choose_template(run).text,
         "eot_tokens": run.eot_tokens or (),
+        "tokenizer_type": _tokenizer_type(run),
         "trust_remote_code": run.trust_remote_code,
     }
     folder.mkdir(parents=True, exist_ok=True)

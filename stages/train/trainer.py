@@ -8,6 +8,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from stages.lifeline import die_with_parent
 from stages.train.data import Batch, Batches, RankPasses, eval_passes
 from stages.train.learning_rate import own_schedule, parameter_groups
 from stages.train.metrics import MetricsLog
+from stages.train.offload import OnHost
 from stages.train.schedule import Schedule
 
 MOST_ROWS_NAMED = 8
@@ -107,6 +109,13 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         """Return the passes of a step and its number of trained tokens over all processes, which is kept."""
         samples, self._step_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         return samples, self._step_tokens
+
+    def compute_loss_context_manager(self) -> ExitStack:
+        """Return what the forward pass runs in: the Trainer's precision, and activations on the CPU if asked for."""
+        inside: ExitStack = super().compute_loss_context_manager()
+        if self._run.offloads_activations and self.args.device.type == "cuda":
+            inside.enter_context(OnHost())
+        return inside
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the weights of a checkpoint; FSDP's and DeepSpeed's are in files of their own, written next."""
