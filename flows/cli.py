@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stages.artifacts import Artifact
     from stages.pipeline import StageName
 
+CONFIG_FILES = {".yaml", ".yml"}
 STAGES = ("fetch", "tokenize", "pack", "train", "merge", "publish")
 
 gpu_option = click.option("--gpu", metavar="NAME", help="GPU to judge for, h100 or 8xh100; default: this machine's.")
@@ -136,9 +137,17 @@ def validate(given: GivenConfig, gpu: str | None, as_json: bool) -> None:
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="A page to look at in a browser.")
 @click.option("--rows", type=int, help="Rows of each data set that are shown: 3, on a page 8 at random.")
 def inspect(given: GivenConfig, jsonl: bool, html: Path | None, rows: int | None) -> None:
-    """Show the rows of CONFIG turn by turn, with what is learned from each."""
-    from flows.inspecting import inspect_run
+    """Show the rows of CONFIG turn by turn, with what is learned from each.
 
+    A file or folder of data in place of CONFIG: say which type fits it, and what to write.
+    """
+    from flows.inspecting import inspect_data, inspect_run
+
+    if given.path.suffix.lower() not in CONFIG_FILES:
+        if jsonl or html is not None or given.overrides:
+            raise click.UsageError(f"{given.path} is no YAML file: without a configuration, only --rows is understood")
+        inspect_data(str(given.path), rows)
+        return
     inspect_run(given.load(), jsonl=jsonl, html=html, rows=rows)
 
 

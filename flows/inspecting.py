@@ -12,8 +12,11 @@ from configs.load import LoadedRun
 from configs.schema import RunConfig
 from flows.command import say
 from stages.artifacts import Artifact
+from stages.errors import DataError
+from stages.inspection.advice_view import advice_lines
 from stages.inspection.page import page
 from stages.inspection.rows import masked_rows
+from stages.inspection.sample import read_sample, tried
 from stages.inspection.terminal import show_masks
 from stages.pipeline import stages_until
 from stages.stage import open_run, run_stage
@@ -33,6 +36,25 @@ def inspect_run(loaded: LoadedRun, *, jsonl: bool, html: Path | None, rows: int 
         say(f"{html}: open it in a browser")
     else:
         show_rows(loaded.run, fetched, tokens, TERMINAL_ROWS if rows is None else rows)
+
+
+def inspect_data(path: str, rows: int | None) -> None:
+    """Say which type fits a data set, why, what to write, and show rows with it.
+
+    Raises:
+        ConfigError: there is no such data set.
+        DataError: it holds no rows, or nothing that can be learned from.
+    """
+    sample = read_sample(path)
+    fits = [outcome for outcome in tried(sample) if outcome.usable]
+    if not fits:
+        raise DataError(
+            f"{path}: no type fits its rows. Known are lists of messages, instruction and output, prompt and answer, "
+            f"segments, and text; the first row is {sample.rows[0][:200].decode(errors='replace')}"
+        )
+    console = Console()
+    for block in advice_lines(sample, fits, TERMINAL_ROWS if rows is None else rows):
+        console.print(block)
 
 
 def show_rows(run: RunConfig, fetched: Artifact, tokens: Artifact, rows: int, *, to_stderr: bool = False) -> None:

@@ -14,8 +14,8 @@ from stages.tokenize.shard import Outcome
 Verdict = Literal["pass", "note", "warning"]
 LEAST_SHARE = 0.005
 MOST_SHARE = 0.98
-WHOLE_TEXT = ("completion", "input_output")
-"""Types whose rows, and not a template, say what ends."""
+WHOLE_TEXT = ("completion", "input_output", None)
+"""Types whose rows, and not a template, say what ends; None: rows that are tokenized already."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,9 @@ def _ends(run: RunConfig, dataset: DatasetConfig, counts: Counts) -> Check:
 
 
 def _why(run: RunConfig, dataset: DatasetConfig) -> str:
-    return "train_on_inputs" if run.train_on_inputs else f"type: {dataset.type}"
+    if run.train_on_inputs:
+        return "train_on_inputs"
+    return "rows that are tokenized already" if dataset.type is None else f"type: {dataset.type}"
 
 
 def _what_comes(counts: Counts) -> str:
