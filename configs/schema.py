@@ -218,6 +218,12 @@ class OrchestrationConfig(Section):
     name: str | None = Field(
         None, pattern=r"^[a-z0-9][a-z0-9-]*$", description="Name of the deployments; default: the file's name."
     )
+    executor: Literal["local", "ray"] = Field(
+        "local", description="Where rows are tokenized: processes of this machine, or the workers of a Ray cluster."
+    )
+    address: str | None = Field(
+        None, description="Ray cluster (host:port, ray://host:port); default: the one that this machine belongs to."
+    )
     work_pool: str = Field("sft", description="Prefect work pool of the deployments.")
     data_queue: str = Field("data", description="Queue of the runs that need no GPU: preparing, publishing, watching.")
     gpu_queue: str = Field("gpu", description="Queue of the runs that train.")
@@ -229,6 +235,12 @@ class OrchestrationConfig(Section):
     hold_unhealthy: bool = Field(
         False, description="Publishing waits for a person when the training was judged sick (resume in the UI)."
     )
+
+    @model_validator(mode="after")
+    def _an_address_needs_ray(self) -> OrchestrationConfig:
+        if self.address and self.executor != "ray":
+            raise ValueError("address names a Ray cluster; set executor: ray, or remove address")
+        return self
 
     @model_validator(mode="after")
     def _one_schedule(self) -> OrchestrationConfig:

@@ -26,6 +26,7 @@ from stages.templates import TemplateChoice, choose_template, writes_the_date
 from stages.tokenize.checks import Counts, as_facts, checks
 from stages.tokenize.earlier import MadeShard, adopt, find_earlier, made_of, write_contents
 from stages.tokenize.pool import SOURCE_ROOT, tokenize_shards
+from stages.tokenize.ray_pool import tokenize_on_ray
 from stages.tokenize.shard import Job, Outcome, Setup
 
 AUTO = "AutoTokenizer"
@@ -277,7 +278,12 @@ def _tokenize(
     processes = setup.run.dataset_num_proc or len(os.sched_getaffinity(0))
     jobs = list(_jobs(left, writer.work / "shards"))
     names = {job.target: name for job, name in zip(jobs, left, strict=True)}
-    with closing(tokenize_shards(setup, jobs, processes, tally.add)) as finished:
+    elsewhere = setup.run.orchestration
+    if elsewhere.executor == "ray":
+        work = tokenize_on_ray(setup, jobs, elsewhere.address, tally.add)
+    else:
+        work = tokenize_shards(setup, jobs, processes, tally.add)
+    with closing(work) as finished:
         for job, outcome in finished:
             name = names[job.target]
             with writer.create(name) as draft:
