@@ -9,6 +9,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tokenizers import Tokenizer
 
 from stages.artifacts import Artifact, FileDigests, Store
 from stages.fetch import STAGE
@@ -84,12 +85,8 @@ def test_tools_and_reasoning_come_through_as_they_are(tmp_path: Path, form: str)
     run = fetched.make_run(tokenizer)
     outcome, written = fetched.tokenize_here(tmp_path / "shard", tokenizer, run, raw, template=TEMPLATE)
     assert outcome.rejected == []
-    from tokenizers import Tokenizer
-
-    texts = [
-        Tokenizer.from_file(str(tokenizer / "tokenizer.json")).decode(ids, skip_special_tokens=False)
-        for ids, _ in written
-    ]
+    reader = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    texts = [reader.decode(ids, skip_special_tokens=False) for ids, _ in written]
     for value, text in zip(ROWS, texts, strict=True):
         assert orjson.loads(text.splitlines()[0]) == value["tools"]
         call = value["messages"][1]["tool_calls"][0]["function"]
