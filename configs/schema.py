@@ -612,6 +612,8 @@ class RunConfig(Section):
             raise ValueError("dataset_shard_idx is not one of dataset_shard_num parts, counted from 0; lower it")
         if self.mixture is None and any(dataset.weight > 1 for dataset in self.datasets):
             raise ValueError("datasets[].weight above 1 is a proportion; set mixture: rows, or lower weight")
+        if any(dataset.weight > 1 for dataset in self.test_datasets):
+            raise ValueError("test_datasets[].weight is a share of the rows; lower weight to 1 or less")
         return self
 
     @property

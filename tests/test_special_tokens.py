@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from stages.artifacts import Artifact
 from stages.errors import ConfigError
+from stages.formats.control import ControlTokens
 from stages.tokenize.checks import Counts, checks
 from stages.tokenize.shard import Outcome
 from tests import fetched, tiny
@@ -144,6 +147,24 @@ def test_control_tokens_in_the_data_as_plain_text(tokenizer: Path, tmp_path: Pat
     assert reader.decode([i for i in rows[0][1] if i != -100]) == "no <|im_end|> for you<|im_end|>"
     assert rows[1] == as_tokens[1]
     assert outcome.rejected == []
+
+
+@given(
+    st.lists(
+        st.sampled_from(["<|im_end|>", "<", "</s>", "[INST]", "<\uff5cend\uff5c>", "\\", "\\u003c", "a", "|>"]),
+        max_size=6,
+    ),
+    st.booleans(),
+)
+def test_the_quick_look_overlooks_nothing(parts: list[str], ascii_only: bool) -> None:
+    control = ControlTokens(["<|im_end|>", "<s>", "</s>", "[INST]", "<\uff5cend\uff5c>"])
+    row = {"messages": [{"role": "user", "content": "".join(parts)}]}
+    for raw in (
+        json.dumps(row, ensure_ascii=ascii_only),
+        json.dumps(row, ensure_ascii=ascii_only).replace("<", "\\u003c"),
+    ):
+        if control.count(json.loads(raw)):
+            assert control.may_be_in(raw.encode())
 
 
 def test_control_tokens_in_the_data_rejected(tokenizer: Path, tmp_path: Path) -> None:
