@@ -60,9 +60,8 @@ WITHOUT_EFFECT: dict[str, str] = spread(
             "use_glm_dsa_kernels dsv4_fp4_grouped_mode"
         ),
         "the model's plain operators are used; the loss never holds the logits of all positions": (
-            "liger_rope liger_rms_norm liger_rms_norm_gated liger_layer_norm liger_glu_activation "
-            "liger_cross_entropy liger_fused_linear_cross_entropy cut_cross_entropy chunked_cross_entropy "
-            "chunked_cross_entropy_num_chunks"
+            "liger_rms_norm_gated liger_cross_entropy liger_fused_linear_cross_entropy cut_cross_entropy "
+            "chunked_cross_entropy chunked_cross_entropy_num_chunks"
         ),
         "the loss is always the mean over all trained tokens": "liger_use_token_scaling",
         "weights stay on the device; fsdp_config.offload_params takes them off it": "layer_offloading",

@@ -475,6 +475,10 @@ class RunConfig(Section):
         False, description="gradient_checkpointing: offload in other words; needs gradient_checkpointing."
     )
     gradient_checkpointing_kwargs: dict[str, Any] = Field({}, description="Arguments of checkpointing.")
+    liger_rope: bool = Field(False, description="Liger's kernel for rotary positions, on GPUs.")
+    liger_rms_norm: bool = Field(False, description="Liger's kernel for RMSNorm, on GPUs.")
+    liger_layer_norm: bool = Field(False, description="Liger's kernel for LayerNorm, on GPUs.")
+    liger_glu_activation: bool = Field(False, description="Liger's kernel for SwiGLU or GeGLU, on GPUs.")
     dataloader_num_workers: int = Field(0, ge=0, description="Processes that assemble batches.")
 
     # Samples

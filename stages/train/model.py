@@ -18,6 +18,7 @@ from stages.errors import ConfigError, Problem
 from stages.quantization import quantization
 from stages.train.adapter import add_adapter, freeze_all_but
 from stages.train.job import Job
+from stages.train.kernels import use_liger
 from stages.train.machine import VARLEN
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,6 +37,8 @@ def load_model(job: Job, vocabulary: int, new_tokens: Sequence[str] = ()) -> Pre
     computation, and so are all with `bf16: full`.
     """
     model = _load_base(job)
+    if torch.cuda.is_available():
+        use_liger(model, job.run)
     if model.get_input_embeddings().num_embeddings < vocabulary:
         _grow_vocabulary(model, job.run, vocabulary, new_tokens)
     if job.run.recomputes_activations and (job.run.adapter or job.run.unfrozen_parameters):

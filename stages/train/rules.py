@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from configs.schema import RunConfig
 from stages.errors import ConfigError, Problem
 from stages.train import trackers
+from stages.train.machine import this_machine
 from stages.train.optimizers import NEEDED_PACKAGE, optimizer_problems, settled_name
 
 PACKAGES = {
@@ -14,9 +15,13 @@ PACKAGES = {
     "deepspeed": "deepspeed",
     "torchao": "torchao",
     "comet_ml": "comet",
+    "liger_kernel": "liger",
     **{name: name for name in ("wandb", "tensorboard", "mlflow", "trackio", "swanlab")},
 }
 """Optional package -> the extra of sft-flow that brings it."""
+
+LIGER_KEYS = ("liger_rope", "liger_rms_norm", "liger_layer_norm", "liger_glu_activation")
+"""What is computed by Liger's kernels on GPUs, and by the model's own operators elsewhere."""
 
 DISTRIBUTIONS = {
     "galore_torch": "galore-torch",
@@ -98,6 +103,8 @@ def _wanted(run: RunConfig) -> list[tuple[str, str, str]]:
     """Return (package, key, value) of what asks for an optional package."""
     wanted = [("bitsandbytes", key, "true") for key in ("load_in_4bit", "load_in_8bit") if getattr(run, key)]
     wanted += [("deepspeed", "deepspeed", "")] if run.deepspeed is not None else []
+    kernels = [key for key in LIGER_KEYS if getattr(run, key)]
+    wanted += [("liger_kernel", kernels[0], "true")] if kernels and this_machine().gpus else []
     optimizer = NEEDED_PACKAGE.get(settled_name(run.optimizer))
     return [*wanted, (optimizer, "optimizer", run.optimizer)] if optimizer else wanted
 

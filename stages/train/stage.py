@@ -20,7 +20,7 @@ from stages.train.job import Job, WorkFolder
 from stages.train.launch import launch
 from stages.train.machine import Machine, attention, precision, tf32, this_machine, threads, world_size
 from stages.train.outcome import error_of
-from stages.train.rules import check, needed_packages
+from stages.train.rules import LIGER_KEYS, check, needed_packages
 from stages.train.schedule import plan_schedule
 from stages.train.start import adapter_folder, check_steps_left, checkpoint_folder, started_from
 
@@ -117,6 +117,7 @@ def key_inputs(context: Context, machine: Machine) -> dict[str, Any]:
         "adapter": run.adapter,
         **(adapter if run.adapter else {}),
         **_set_of(run, LATER_KEYS),
+        **(_set_of(run, LIGER_KEYS) if machine.gpus else {}),
         **started_from(context),
         **{name: getattr(run, name) for name in OPTIMISATION_KEYS},
         "gradient_checkpointing": run.recomputes_activations,
