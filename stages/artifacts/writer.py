@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from stages.artifacts.artifact import Artifact, newest_first, read_manifest
+from stages.artifacts.backup import Backup
 from stages.artifacts.digests import sha256_file
 from stages.artifacts.manifest import MANIFEST, FileEntry, Manifest
 from stages.artifacts.place import TEMPORARY, Place, flush, spread
@@ -74,6 +75,12 @@ class ArtifactWriter:
         None if the artifact was asked to be made anew.
         """
         return iter(()) if self._anew else newest_first(self._place, self._stage)
+
+    def backup(self) -> Backup | None:
+        """Return what keeps finished work in the store for another machine; None if nobody else sees the store."""
+        if not self._place.is_remote:
+            return None
+        return Backup(self._place, f"{WORK}/{self._name}", f"{self._stage}-{self._key}")
 
     def finished(self, name: str) -> dict[str, Any] | None:
         """Return the notes of data file `name` if an earlier try finished it and its bytes are whole, else None."""
@@ -151,6 +158,8 @@ class ArtifactWriter:
                 f"{self._parts}."
             )
         self._place.write(f"{NEWEST}/{self._stage}", self._key.encode())
+        if self._place.is_remote:
+            self._place.clear(f"{WORK}/{self._name}")
         shutil.rmtree(self._parts, ignore_errors=True)
         with suppress(OSError):  # a stage that keeps something of its own there keeps the folder
             self.work.rmdir()

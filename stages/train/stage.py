@@ -15,6 +15,7 @@ from stages.base_model import MODEL_FILES, find_model
 from stages.quantization import quantization
 from stages.stage import Context, Stage, Upstream
 from stages.tokens import Packs
+from stages.train.backup import restore, sending
 from stages.train.checkpoints import is_whole
 from stages.train.job import Job, WorkFolder
 from stages.train.launch import launch
@@ -169,8 +170,12 @@ def _produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> di
     work = WorkFolder(writer.work)
     work.root.mkdir(parents=True, exist_ok=True)
     job = _job(context, upstream, writer)
+    backup = writer.backup()
     if not is_whole(work.done, work.final, job.key):
-        _train(job, work, context, upstream)
+        if backup is not None:
+            restore(work, backup, job.key, every=context.run.keeps_best, log=context.log)
+        with sending(work, backup, every=context.run.keeps_best, log=context.log):
+            _train(job, work, context, upstream)
     facts: dict[str, Any] = orjson.loads(work.done.read_bytes())["facts"]
     writer.take_folder(work.final)
     said = (work.metrics, work.log, work.health, work.samples, work.trace, work.snapshot)
