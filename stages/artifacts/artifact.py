@@ -10,6 +10,9 @@ from typing import Any
 from stages.artifacts.manifest import MANIFEST, FileEntry, Manifest
 from stages.artifacts.place import FolderPlace, Place, spread
 
+READS = 2
+"""A manifest that is not whole is read again: its bytes may have been changed on their way."""
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -107,12 +110,17 @@ def damage(manifest: Manifest, folder: str, sizes: dict[str, int], sha256: Calla
 
 def read_manifest(place: Place, folder: str) -> Artifact | None:
     """Return the artifact in a folder of a place, or None if there is no whole manifest."""
-    try:
+    for _ in range(READS):
         content = place.read(f"{folder}/{MANIFEST}")
-        manifest = None if content is None else Manifest.model_validate_json(content)
-    except ValueError:
-        return None
-    return Artifact(place, manifest) if manifest is not None and manifest.is_whole else None
+        if content is None:
+            return None
+        try:
+            manifest = Manifest.model_validate_json(content)
+        except ValueError:
+            continue
+        if manifest.is_whole:
+            return Artifact(place, manifest)
+    return None
 
 
 def manifests_of(place: Place, stage: str = "") -> list[str]:

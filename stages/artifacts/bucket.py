@@ -20,7 +20,7 @@ from typing import TypeVar
 from stages.artifacts.cache import Cache
 from stages.artifacts.clients import ABSENT, Client, Meaning
 from stages.artifacts.digests import FileDigests, sha256_file
-from stages.artifacts.lease import Lease, is_held
+from stages.artifacts.lease import FREE, Lease, is_held
 from stages.artifacts.manifest import FileEntry
 from stages.artifacts.place import FolderPlace, Stored
 from stages.errors import ConfigError, DamagedArtifactError, Problem, StoreError, TransientError
@@ -227,7 +227,7 @@ class BucketPlace:
         """Return the rights that somebody holds now, the dead included whose lease has not run out."""
         oldest = self.now() - self._lease_seconds
         fresh = [stored.name for stored in self.files(LEASES) if stored.modified >= oldest]
-        return {name.removeprefix(f"{LEASES}/") for name in fresh if is_held(self.read(name) or b"{}")}
+        return {name.removeprefix(f"{LEASES}/") for name in fresh if is_held(self.read(name) or FREE)}
 
     def confirm(self, name: str) -> None:
         """Make sure that a lease has not run out.

@@ -27,6 +27,8 @@ RENEWALS = 4
 MARGIN = 0.8
 """A holder trusts its lease for this share of the duration, so that it stops before another one starts."""
 POLL_SECONDS = 1.0
+FREE = b'{"holder":null}'
+"""What a holder leaves behind."""
 
 
 class Objects(Protocol):
@@ -85,7 +87,7 @@ class Lease:
         self._ended.set()
         self._renewer.join()
         if self._version is not None:
-            self._objects.swap(self._name, orjson.dumps({"holder": None}), self._version)
+            self._objects.swap(self._name, FREE, self._version)
 
     @property
     def is_lost(self) -> bool:
@@ -132,7 +134,7 @@ def is_held(content: bytes) -> bool:
 def _is_free(content: bytes) -> bool:
     """Return whether nobody holds a lease, or a process of this machine that has ended."""
     record = _read(content)
-    if record.get("holder") is None:
+    if record["holder"] is None:
         return True
     mine = _this_process()
     if any(record.get(name) != mine[name] for name in ("boot", "processes")):
@@ -148,11 +150,12 @@ def _seconds_of(content: bytes, default: float) -> float:
 
 
 def _read(content: bytes) -> dict[str, Any]:
+    """Return the record of a lease; what cannot be read is held by somebody unknown."""
     try:
         record = orjson.loads(content)
     except orjson.JSONDecodeError:
-        return {}
-    return record if isinstance(record, dict) else {}
+        record = None
+    return {"holder": "?", **record} if isinstance(record, dict) else {"holder": "?"}
 
 
 def _this_process() -> dict[str, Any]:

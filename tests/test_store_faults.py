@@ -1,0 +1,171 @@
+"""A store on S3 behind a network that breaks: what can pass is waited for, what cannot is one sentence."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stages.artifacts import Artifact, FileDigests, Store, digest_of
+from stages.artifacts import bucket as bucket_module
+from stages.artifacts.bucket import BucketPlace
+from stages.artifacts.opening import open_store
+from stages.errors import TransientError
+from tests.crash.proxy import Choice, FaultProxy, faulty
+from tests.store_servers import ENVIRONMENT, Server, Where, serving
+
+INPUTS = {"stage": "pack", "version": 1}
+KEY = digest_of(INPUTS)
+RARE = ("429", "500", "503", "reset", "slow")
+FILES = {"a.bin": b"first shard", "b/large.bin": bytes(range(256)) * 4096, "empty.bin": b""}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving("s3", tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def where(server: Server, monkeypatch: pytest.MonkeyPatch) -> Where:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(bucket_module, "LONGEST_DELAY_SECONDS", 0.5)
+    return server.place()
+
+
+def machine(where: Where, proxy: FaultProxy, folder: Path) -> Store:
+    options = {"endpoint_url": proxy.endpoint}
+    return open_store(where.address, FileDigests(folder / "digests.sqlite"), options=options, cache=folder / "cache")
+
+
+def make(store: Store) -> Artifact:
+    with store.lock("pack", KEY), store.writer("pack", INPUTS, {}) as writer:
+        for name, content in FILES.items():
+            writer.write(name, content)
+        return writer.commit(facts={"files": len(FILES)})
+
+
+def write_and_read(where: Where, choose: Choice, folder: Path) -> FaultProxy:
+    """Make the artifact on one machine and read it on another, both behind the proxy."""
+    with faulty(where.server.url, choose) as proxy:
+        proxy.silence = 0.5
+        made = make(machine(where, proxy, folder / "first"))
+        found = machine(where, proxy, folder / "second").find("pack", KEY)
+        assert found is not None
+        assert found.digest == made.digest
+        assert {name: found.path(name).read_bytes() for name in FILES} == FILES
+    whole = where.open(folder / "third").find("pack", KEY)
+    assert whole is not None
+    assert {name: whole.path(name).read_bytes() for name in FILES} == FILES
+    return proxy
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["lost", "cut", "flipped", *(pytest.param(fault, marks=pytest.mark.slow) for fault in RARE)],
+)
+def test_every_third_request_fails(where: Where, tmp_path: Path, fault: str) -> None:
+    proxy = write_and_read(where, lambda number, method, path: fault if number % 3 == 0 else None, tmp_path)
+    assert proxy.injected[fault] >= 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_a_fifth_of_all_requests_fails_in_random_ways(where: Where, tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    kinds = ["429", "500", "503", "reset", "lost", "cut", "flipped", "slow", "silent"]
+    proxy = write_and_read(
+        where, lambda number, method, path: rng.choice(kinds) if rng.random() < 0.2 else None, tmp_path
+    )
+    assert proxy.injected.total() >= 3
+
+
+def test_a_store_that_throttles_for_a_while_is_waited_for(where: Where, tmp_path: Path) -> None:
+    with faulty(where.server.url) as proxy:
+        store = machine(where, proxy, tmp_path)
+        made = make(store)
+        until = time.monotonic() + 6
+        proxy.choose = lambda number, method, path: "503" if time.monotonic() < until else None
+        found = store.find("pack", KEY)
+        assert found is not None
+        assert found.digest == made.digest
+        assert time.monotonic() >= until
+
+
+def test_a_store_that_is_away_is_one_sentence(where: Where, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket_module, "FIRST_PATIENCE_SECONDS", 2.0)
+    with faulty(where.server.url, lambda number, method, path: "reset") as proxy:
+        store = machine(where, proxy, tmp_path)
+        with pytest.raises(TransientError, match="no answer for") as raised:
+            store.find("pack", KEY)
+    assert where.address in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_download_goes_on_where_it_broke_off(where: Where, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket_module, "BLOCK", 1 << 16)
+    with faulty(where.server.url) as proxy:
+        make(machine(where, proxy, tmp_path / "first"))
+        found = machine(where, proxy, tmp_path / "second").find("pack", KEY)
+        assert found is not None
+        place = found.place
+        assert isinstance(place, BucketPlace)
+        monkeypatch.setattr(place, "_patience", 0.0)
+        blocks = 0
+
+        def break_off(number: int, method: str, path: str) -> str | None:
+            nonlocal blocks
+            blocks += path.endswith("large.bin") and method == "GET"
+            return "reset" if blocks > 8 and path.endswith("large.bin") else None
+
+        proxy.choose = break_off
+        with pytest.raises(TransientError):
+            found.path("b/large.bin")
+        proxy.choose, proxy.ranges[:] = lambda number, method, path: None, []
+        monkeypatch.setattr(place, "_patience", 180.0)
+        assert found.path("b/large.bin").read_bytes() == FILES["b/large.bin"]
+        assert len(proxy.ranges) == 8, "the first eight of the sixteen blocks were kept"
+
+
+FULL = """
+import sys
+from pathlib import Path
+from stages.artifacts.bucket import BucketPlace
+from stages.artifacts.opening import open_store
+store = open_store(sys.argv[1], options={"endpoint_url": sys.argv[2]}, cache=Path(sys.argv[3]))
+artifact = store.find("pack", sys.argv[4])
+print(len(artifact.path("a.bin").read_bytes()), flush=True)
+try:
+    artifact.path("b/large.bin")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs a mount of its own")
+def test_a_full_disk_is_one_sentence(where: Where, tmp_path: Path) -> None:
+    make(where.open(tmp_path / "cache"))
+    small = tmp_path / "small"
+    small.mkdir()
+    script = 'mount -t tmpfs -o size=400k none "$1" && exec "$2" -c "$3" "$4" "$5" "$1" "$6"'
+    arguments = [str(small), sys.executable, FULL, where.address, where.server.url, KEY]
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "-", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "mount" in done.stderr or "unshare" in done.stderr:
+        pytest.skip(done.stderr)
+    first, second = done.stdout.splitlines()
+    assert first == "11"
+    assert second.startswith("StoreError")
+    assert "No space left on device" in second
+    assert "artifact_cache" in second
