@@ -87,6 +87,7 @@ def test_a_fifth_of_all_requests_fails_in_random_ways(where: Where, tmp_path: Pa
     assert proxy.injected.total() >= 3
 
 
+@pytest.mark.slow
 def test_a_store_that_throttles_for_a_while_is_waited_for(where: Where, tmp_path: Path) -> None:
     with faulty(where.server.url) as proxy:
         store = machine(where, proxy, tmp_path)
