@@ -18,6 +18,7 @@ from stages.artifacts.collect import collect, removable
 from stages.artifacts.opening import open_store
 from stages.errors import ConfigError, Problem
 from stages.stage import open_run
+from tasks.blocks import with_blocks
 
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
@@ -25,7 +26,7 @@ _UNITS = ("B", "KB", "MB", "GB", "TB")
 def open_named(address: str, config: Path | None) -> Store:
     """Return the store at an address, or that of a run with its options."""
     if config is not None:
-        return open_run(load_run(config).run)[1]
+        return open_run(with_blocks(load_run(config).run))[1]
     return open_store(address)
 
 

@@ -16,6 +16,10 @@ ABSENT = ""
 """The version of an object that is not there."""
 
 
+ALIASES = {"anon": "anonymous", "username": "key", "password": "secret"}
+"""Words of s3fs for the same."""
+
+
 @dataclass(frozen=True)
 class Access:
     """How an object store is reached.
@@ -24,7 +28,9 @@ class Access:
         endpoint_url: URL of the service, where it is not Amazon's or Google's.
         region, profile: of the AWS configuration.
         anonymous: whether requests carry no credentials.
-        key, secret, token: credentials in place of the usual chains.
+        key, secret, token: credentials in place of the usual chains; Google's `token` is an access token, or the
+            mapping of a service account's key file.
+        project: Google's, where the credentials do not name one.
     """
 
     endpoint_url: str | None = None
@@ -33,7 +39,8 @@ class Access:
     anonymous: bool = False
     key: str | None = field(default=None, repr=False)
     secret: str | None = field(default=None, repr=False)
-    token: str | None = field(default=None, repr=False)
+    token: str | Mapping[str, Any] | None = field(default=None, repr=False)
+    project: str | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Access:
@@ -42,7 +49,7 @@ class Access:
         Raises:
             ValueError: one of them is not known; its value is not in the text.
         """
-        given = {name: value for name, value in options.items() if name != "block"}
+        given = {ALIASES.get(name, name): value for name, value in options.items() if name != "block"}
         unknown = [name for name in given if name not in cls.__dataclass_fields__]
         if unknown:
             raise ValueError(f"{', '.join(unknown)}: not an option of a store")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
+from google.oauth2 import service_account
 from google.oauth2.credentials import Credentials
 
 from stages.artifacts.clients import ABSENT, Access, Meaning
@@ -48,9 +49,14 @@ class GcsClient:
         given: dict[str, Any] = {}
         if access.endpoint_url:
             given["client_options"] = {"api_endpoint": access.endpoint_url}
-        if access.token:
-            given |= {"credentials": Credentials(access.token), "project": "by-token"}
-        elif access.anonymous or (access.endpoint_url or "").startswith(LOOPBACK):
+        if access.project:
+            given["project"] = access.project
+        if isinstance(access.token, Mapping):
+            given["credentials"] = service_account.Credentials.from_service_account_info(access.token)
+            given.setdefault("project", access.token.get("project_id"))
+        elif access.token and access.token != "anon":  # noqa: S105  gcsfs's word for: without one
+            given = {"project": "unnamed", **given, "credentials": Credentials(access.token)}
+        elif access.anonymous or access.token or (access.endpoint_url or "").startswith(LOOPBACK):
             given |= {"credentials": AnonymousCredentials(), "project": "anonymous"}
         self._bucket = storage.Client(**given).bucket(bucket)
 
