@@ -70,7 +70,6 @@ WITHOUT_EFFECT: dict[str, str] = spread(
             "accelerator_config use_ray ray_run_name ray_num_workers resources_per_worker"
         ),
         "FSDP shards over all processes": "dp_shard_size",
-        "every trained parameter takes part in every step": "ddp_find_unused_parameters",
         "memory is the allocator's business": "torch_empty_cache_steps gc_collect_steps gc_steps",
         "norms are computed in float32 under mixed precision": "fp32_norms fp32_norm_classes embeddings_skip_upcast",
         "an axolotl setting of torchdistx, which is no longer made": "torchdistx_path",

@@ -69,6 +69,8 @@ def _explain_value(document: Document, details: ErrorDetails) -> None:
     if details["type"] == "value_error":
         rule, _, remedy = message.partition("; ")
         document.problem(path, None, rule, f"{remedy[:1].upper()}{remedy[1:]}." if remedy else description)
+    elif details["type"] == "missing" and _stands_for(document, path):
+        return  # a sentence about the key that stands in its place says what to do
     elif details["type"] == "missing":
         document.problem(path, None, "this key is required", f"Add it. {description}")
     else:
@@ -84,6 +86,10 @@ _EXPECTED = {
 }
 
 
+def _stands_for(document: Document, path: KeyPath) -> bool:
+    return path == ("datasets",) and any(p.key.startswith("pretraining_dataset") for p in document.problems)
+
+
 def _rule(details: ErrorDetails, message: str) -> str:
     if details["type"] in _EXPECTED:
         return _EXPECTED[details["type"]]
@@ -95,6 +101,8 @@ def _hint(details: ErrorDetails, path: KeyPath) -> str:
     given = details["input"]
     if path == ("warmup_steps",) and details["type"] == "int_from_float":
         return f"Did you mean warmup_ratio: {given}? "
+    if path == ("tokens",) and isinstance(given, dict):
+        return "Did you mean special_tokens? "
     if details["type"] == "string_type" and isinstance(given, int | float):
         return f"Put it in quotes: '{given}'. "
     if details["type"] in ("tuple_type", "list_type") and isinstance(given, dict):

@@ -460,6 +460,10 @@ class RunConfig(Section):
         None, description="Shard over the processes with DeepSpeed: its configuration, or the path of its JSON file."
     )
 
+    ddp_find_unused_parameters: bool = Field(
+        False, description="Processes look in each step for weights that took no part, such as experts; slower."
+    )
+
     # Precision and speed
     bf16: bool | Literal["auto", "full"] = Field("auto", description="bfloat16; auto: where the GPU has it.")
     fp16: bool = Field(False, description="float16 mixed precision.")

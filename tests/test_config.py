@@ -129,6 +129,23 @@ def test_the_names_of_other_tools_are_told_here(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "key", "remedy"),
+    [
+        (GOOD + "tokens: {pad_token: <pad>}\n", "tokens", "Did you mean special_tokens?"),
+        (GOOD + "warmup_steps: 0.1\n", "warmup_steps", "Did you mean warmup_ratio: 0.1?"),
+        (GOOD + "adapter: loraa\n", "adapter", "Did you mean lora?"),
+        (GOOD + "base_model: 3\n", "base_model", "Put it in quotes: '3'."),
+        (GOOD.replace("  - path", "    path"), "datasets", "Put `- ` in front"),
+    ],
+)
+def test_what_is_meant_is_told_where_it_can_be_guessed(tmp_path: Path, text: str, key: str, remedy: str) -> None:
+    text = text.replace("base_model: some/model\n", "") if key == "base_model" else text
+    [problem] = problems(tmp_path, text)
+    assert problem.key == key
+    assert remedy in problem.remedy
+
+
+@pytest.mark.parametrize(
     ("extra", "bf16", "fp16"),
     [
         ("bfloat16: true\nbf16: true\n", "full", False),

@@ -55,7 +55,7 @@ def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
             "use_reentrant": run.deepspeed is not None,
             **run.gradient_checkpointing_kwargs,
         },
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=run.ddp_find_unused_parameters,
         dataloader_num_workers=run.dataloader_num_workers,
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
