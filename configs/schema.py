@@ -205,11 +205,45 @@ class LrGroup(Section):
 class LauncherConfig(Section):
     """How training processes are started."""
 
-    type: Literal["local"] = Field("local", description="Engine that starts them: torchrun on this machine.")
+    type: Literal["local", "ssh", "slurm", "kubernetes"] = Field(
+        "local", description="What starts them: torchrun here, on hosts by SSH, as a Slurm job, as a Kubeflow TrainJob."
+    )
+    nodes: int = Field(1, ge=1, description="Machines that train together; they share a file system.")
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="Number of training processes; auto: one per GPU, one without a GPU."
+        "auto", description="Training processes per node; auto: one per GPU of this machine, one without a GPU."
     )
     threads: int = Field(0, ge=0, description="CPU threads per process (OMP_NUM_THREADS); 0: cores / processes.")
+    restarts: int = Field(
+        3, ge=0, description="ssh: how often all agents are started again after a process or host is lost."
+    )
+    port: int = Field(29400, ge=1, le=65535, description="Port on the first node where the nodes meet.")
+    hosts: tuple[str, ...] = Field((), description="ssh: host of each node, as the others reach it.")
+    remote_shell: str = Field("ssh -o BatchMode=yes", description="ssh: command that runs a command on a host.")
+    slurm_options: tuple[str, ...] = Field((), description="slurm: options of sbatch, `--gres=gpu:8`, one each.")
+    setup: str | None = Field(None, description="slurm: lines of shell in front of the training (`module load ...`).")
+    namespace: str = Field("default", description="kubernetes: namespace of the TrainJob.")
+    runtime: str = Field("torch-distributed", description="kubernetes: ClusterTrainingRuntime of the TrainJob.")
+    image: str | None = Field(None, description="kubernetes: image with this project installed.")
+    gpus: bool = Field(True, description="kubernetes: ask for a GPU per process.")
+    volume_claim: str | None = Field(None, description="kubernetes: claim of the volume with the store.")
+    mount_path: str = Field("/store", description="kubernetes: where that volume is, here and in the pods.")
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Return whether the machines that train are not this one, so that nothing follows from its GPUs."""
+        return self.type in ("slurm", "kubernetes")
+
+    @model_validator(mode="after")
+    def _engine_knows_its_nodes(self) -> LauncherConfig:
+        if self.type == "ssh" and len(self.hosts) != self.nodes:
+            raise ValueError(f"ssh needs a host for each of {self.nodes} nodes and has {len(self.hosts)}; set hosts")
+        if self.type == "local" and self.nodes > 1:
+            raise ValueError("local is one node; set type: ssh, slurm or kubernetes, or nodes: 1")
+        if self.is_elsewhere and self.processes == "auto":
+            raise ValueError(f"{self.type} trains elsewhere: say how many processes a node has, processes: 8")
+        if self.type == "kubernetes" and not (self.image and self.volume_claim):
+            raise ValueError("kubernetes needs image and volume_claim: a container and the volume of the store")
+        return self
 
 
 class OrchestrationConfig(Section):
@@ -711,6 +745,15 @@ class RunConfig(Section):
     def _sharded_once(self) -> RunConfig:
         if self.fsdp_config is not None and self.deepspeed is not None:
             raise ValueError("fsdp_config and deepspeed exclude each other; remove deepspeed")
+        return self
+
+    @model_validator(mode="after")
+    def _precision_elsewhere(self) -> RunConfig:
+        if self.launcher.is_elsewhere and self.bf16 == "auto" and not self.fp16:
+            raise ValueError(
+                f"bf16: auto looks at this machine's GPUs, and launcher.type: {self.launcher.type} trains elsewhere; "
+                "set bf16: true, or false"
+            )
         return self
 
     @model_validator(mode="after")

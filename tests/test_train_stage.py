@@ -114,8 +114,8 @@ def test_precision_and_processes_follow_from_the_machine(bench: Bench) -> None:
 def ended(folder: Path, codes: list[tuple[int, int]], agent_code: int = 1, log: str = "") -> SftError:
     work = WorkFolder(folder)
     work.log.write_text(log)
-    failures = [{"rank": rank, "exit_code": code} for rank, code in codes]
-    work.agent_report.write_bytes(orjson.dumps({"failures": failures}))
+    failures = [{"rank": rank, "exit_code": code, "time": at} for at, (rank, code) in enumerate(codes)]
+    work.agent_report(0).write_bytes(orjson.dumps({"failures": failures}))
     return error_of(work, agent_code)
 
 

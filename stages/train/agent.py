@@ -25,7 +25,9 @@ def main() -> int:
         torchrun(arguments)
     except ChildFailedError as error:
         failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
-        records = [{"rank": rank, "exit_code": failure.exitcode} for rank, failure in failures]
+        records = [
+            {"rank": rank, "exit_code": failure.exitcode, "time": failure.timestamp} for rank, failure in failures
+        ]
         report.write_bytes(orjson.dumps({"failures": records}))
         return 1
     except SignalException:

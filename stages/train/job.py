@@ -62,7 +62,10 @@ class WorkFolder:
         self.snapshot = root / "snapshot.pickle"
         self.final = root / "final"
         self.done = root / "done.json"
-        self.agent_report = root / "agent.json"
+
+    def agent_report(self, node: int | str) -> Path:
+        """Return where the agent of a node writes the exit codes of its processes."""
+        return self.root / f"agent-{node}.json"
 
     def rank_log(self, rank: int) -> Path:
         """Return where a process writes what it prints; the first one writes to the log that people read."""
@@ -74,5 +77,5 @@ class WorkFolder:
 
     def clear_reports(self) -> None:
         """Remove what an earlier try said about its end."""
-        for path in (self.agent_report, *self.root.glob("failure-*.json"), *self.root.glob("rank-*.log")):
+        for path in (*self.root.glob("agent-*.json"), *self.root.glob("failure-*.json"), *self.root.glob("rank-*.log")):
             path.unlink(missing_ok=True)

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
-from stages.lifeline import bound
 from stages.stage import Context
+from stages.train.engines import start_agents
 from stages.train.job import Job, WorkFolder
 from stages.train.metrics import MetricsTail
 
@@ -28,33 +21,16 @@ def launch(job: Job, work: WorkFolder, context: Context, *, threads: int, steps:
 
     Whatever leaves this function (an error, a cancellation), no process of the training is left behind.
     """
-    with work.log.open("ab") as log:
-        process = subprocess.Popen(
-            _command(job, work), stdout=log, stderr=log, env=_environment(threads), start_new_session=True
-        )
-    follower = Follower(work, context, steps)
+    agents = start_agents(job, work, threads=threads)
     try:
-        while process.poll() is None:
+        follower = Follower(work, context, steps)
+        while (code := agents.poll()) is None:
             follower.look()
             time.sleep(POLL_SECONDS)
         follower.look()
-        return process.returncode
+        return code
     finally:
-        end_tree(process, GRACE_SECONDS)
-
-
-def end_tree(process: subprocess.Popen[bytes], grace: float) -> None:
-    """Ask a process to end, give it `grace` seconds, then kill it and all its descendants."""
-    family = _family(process.pid)
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(grace)
-    for member in [*family, *_family(process.pid)]:
-        with suppress(psutil.NoSuchProcess):
-            member.kill()
-    psutil.wait_procs(family, timeout=5)
-    process.wait()
+        agents.end(GRACE_SECONDS)
 
 
 class Follower:
@@ -119,41 +95,3 @@ class RateLimit:
             self._held = 0
         self._credit -= 1
         log(line)
-
-
-def _command(job: Job, work: WorkFolder) -> list[str]:
-    torchrun = ["--nnodes=1", f"--nproc-per-node={job.world_size}", "--max-restarts=0"]
-    meeting = [
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=127.0.0.1:0",
-        f"--rdzv-id={job.key[:16]}",
-        "--local-addr=127.0.0.1",
-    ]
-    training = ["-m", "stages.train", str(work.job)]
-    agent = [sys.executable, "-m", "stages.train.agent", str(work.agent_report)]
-    return bound([*agent, *torchrun, *meeting, *training])
-
-
-def _environment(threads: int) -> Mapping[str, str]:
-    """Return the environment of the training: ours, on this machine's loopback alone."""
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {
-        "COMET_DISABLE_AUTO_LOGGING": "1",  # where it is installed it would log on its own, asked or not
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS gives the same bits again only with a fixed workspace
-        "GLOO_SOCKET_IFNAME": "lo",
-        "TOKENIZERS_PARALLELISM": "false",
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": path,
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    """Return a process and its descendants; psutil recognises a reused process id and never kills a stranger."""
-    try:
-        head = psutil.Process(pid)
-        return [head, *head.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []

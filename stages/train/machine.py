@@ -54,21 +54,21 @@ def this_machine() -> Machine:
 
 
 def world_size(run: RunConfig, machine: Machine) -> int:
-    """Return the number of training processes."""
-    wanted = run.launcher.processes
+    """Return the number of training processes, on all nodes together."""
+    wanted, nodes = run.launcher.processes, run.launcher.nodes
     if wanted == "auto":
-        return max(1, len(machine.gpus))
-    if machine.gpus and wanted > len(machine.gpus):
+        return max(1, len(machine.gpus)) * nodes
+    if machine.gpus and wanted > len(machine.gpus) and run.launcher.type == "local":
         rule = f"this machine shows {len(machine.gpus)} GPU(s), and each process needs its own"
         remedy = "Lower it, or set it to auto."
         raise ConfigError([Problem("configuration", "launcher.processes", str(wanted), rule, remedy)])
-    return wanted
+    return wanted * nodes
 
 
 def precision(run: RunConfig, machine: Machine) -> Precision:
     """Return the precision of the computation; `auto` is bfloat16 where the GPUs have it, else what they have."""
     if run.fp16:
-        if not machine.gpus:
+        if not machine.gpus and not run.launcher.is_elsewhere:
             rule, remedy = "float16 training needs a GPU, and this machine shows none", "Set bf16: auto instead."
             raise ConfigError([Problem("configuration", "fp16", "true", rule, remedy)])
         return "fp16"
@@ -81,6 +81,8 @@ def precision(run: RunConfig, machine: Machine) -> Precision:
 
 def tf32(run: RunConfig, machine: Machine) -> bool:
     """Return whether float32 matrix products are computed in TensorFloat-32."""
+    if run.launcher.is_elsewhere:  # what has bfloat16 has TensorFloat-32
+        return bool(run.bf16) if run.tf32 == "auto" else run.tf32
     return machine.is_ampere if run.tf32 == "auto" else run.tf32 and bool(machine.gpus)
 
 

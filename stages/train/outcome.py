@@ -12,6 +12,7 @@ anything else             a bug or a broken machine                  StageError 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,6 +26,8 @@ FAILED = 4
 LOST = 75
 STOPPED = 143
 KILLED = (-9, 137)
+NO_HOST = 255
+"""Exit code of ssh when its host does not answer any more."""
 TAIL_LINES = 50
 
 AGENT = "SFT_FLOW_AGENT"
@@ -42,7 +45,7 @@ def write_failure(path: Path, error: SftError) -> int:
 
 def error_of(work: WorkFolder, agent_code: int) -> SftError:
     """Return the error that tells why a training ended without its end marker."""
-    codes = _rank_codes(work.agent_report)
+    codes = _rank_codes(work)
     for rank, code in codes:
         if code in (WRONG_CONFIGURATION, FAILED) and work.failure(rank).exists():
             return _written_failure(work.failure(rank))
@@ -64,12 +67,19 @@ def error_of(work: WorkFolder, agent_code: int) -> SftError:
     return StageError(f"training process {rank} ended with exit code {code}. The end of {log}:\n{_tail(log)}")
 
 
-def _rank_codes(report: Path) -> list[tuple[int, int]]:
-    """Return (rank, exit code) of the failed processes, the first to fail first; none if the agent told nothing."""
-    try:
-        failures = orjson.loads(report.read_bytes())["failures"]
-    except (OSError, ValueError):
-        return []
+def is_lost(work: WorkFolder, agent_code: int) -> bool:
+    """Return whether a training ended because a process or its machine is gone, so that a new start may go on."""
+    codes = [code for _, code in _rank_codes(work)]
+    return all(code in (*KILLED, LOST) for code in codes) if codes else agent_code in (*KILLED, NO_HOST)
+
+
+def _rank_codes(work: WorkFolder) -> list[tuple[int, int]]:
+    """Return (rank, exit code) of the failed processes, the first to fail first; none if no agent told anything."""
+    failures = []
+    for report in work.root.glob("agent-*.json"):
+        with suppress(OSError, ValueError, KeyError):
+            failures += orjson.loads(report.read_bytes())["failures"]
+    failures.sort(key=lambda failure: failure["time"])
     return [(failure["rank"], failure["exit_code"]) for failure in failures]
 
 
