@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from configs.keys import key_class, known_keys, section_model
 from configs.other_names import OTHER_NAMES
 from configs.overrides import apply_override
 from configs.precision import read_precision
-from configs.schema import DatasetConfig, RunConfig
+from configs.schema import DatasetConfig, PromptConfig, RunConfig
 from configs.sharding import FSDP_KEYS, read_deepspeed, read_fsdp
 
 MOST_UNKNOWN = 30
@@ -268,11 +269,21 @@ def _with_paths(run: RunConfig, folder: Path) -> RunConfig:
     def found_template(text: str | None) -> str | None:
         return found(text) if text and len(text) < 4096 and "\n" not in text and "{" not in text else text
 
+    def found_type(kind: str | PromptConfig | None) -> str | PromptConfig | None:
+        if not isinstance(kind, str):
+            return kind
+        if kind.endswith(".py"):
+            return found(kind)
+        module = "/".join(kind.split(".")) + ".py"
+        beside_only = re.fullmatch(r"[\w.]{1,200}", kind) and not Path(module).exists() and (folder / module).is_file()
+        return str(folder / module) if beside_only else kind
+
     def found_sources(datasets: Sequence[DatasetConfig]) -> tuple[DatasetConfig, ...]:
         return tuple(
             dataset.model_copy(
                 update={
                     "path": found(dataset.path),
+                    "type": found_type(dataset.type),
                     "chat_template_jinja": found_template(dataset.chat_template_jinja),
                 }
             )

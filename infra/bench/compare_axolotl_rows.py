@@ -307,6 +307,8 @@ def _row(rng: random.Random, kind: str | None, dataset: dict[str, Any]) -> Row:
     if kind == "pygmalion":
         roles = ["system", *["human", "bot"] * rng.randint(1, 3)]
         return {"conversations": [{"role": role, "value": text(rng)} for role in roles]}
+    if kind == "reflection:chat":
+        return "reflection:chat: axolotl leaves the corrected answer out"
     if kind == "llama2_chat":
         roles = [*(["system"] if rng.random() < 0.5 else []), *["human", "gpt"] * rng.randint(1, 3)]
         return {"conversations": [{"from": role, "value": text(rng) or "x"} for role in roles]}
@@ -369,19 +371,40 @@ def documented(case: Case, number: int, seen: Seen) -> str | None:
         return "axolotl fails on the row" if seen.ours else "both refuse the row"
     if not seen.ours:
         return {"mask_not_proven": "a mask that cannot be proven", "no_text": "nothing to train"}.get(seen.rejected)
-    if kind == "llama2_chat":
-        return "llama2_chat: no padding, no ids of one tokenizer"
+    if isinstance(kind, str) and kind in OF_TYPES:
+        return OF_TYPES[kind]
     if [row["input_ids"] for row in seen.ours] != [row["input_ids"] for row in seen.theirs]:
         missed = ("exaone4", "tool_calls"), ("gemma4", "reasoning_content")
         lost = any(name in template and key in written for name, key in missed)
         return "axolotl's reading of the template misses a key of the messages" if lost else None
-    if kind == "messages":
-        return "messages: axolotl counts the tokens of a header by itself"
-    if "command_a_" in template and written.count('"tool_calls"') > 1:
-        return "axolotl trains what is between numbered calls"
+    return _other_labels(case, number, seen, template, written)
+
+
+OF_TYPES = {
+    "llama2_chat": "llama2_chat: no padding, no ids of one tokenizer",
+    "messages": "messages: axolotl counts the tokens of a header by itself",
+    "reflection:chat": "reflection:chat: axolotl leaves the corrected answer out",
+}
+
+
+def _other_labels(case: Case, number: int, seen: Seen, template: str, written: str) -> str | None:
+    if '"tool_calls"' in written and ("command_a_" in template or "gemma4" in template):
+        return "axolotl trains results of tools with their call"
+    if '"name"' in written and template == "jamba":
+        return "axolotl trains the name in a header"
+    if 0 < _more_trained(seen) <= written.count('""') + written.count("[]"):
+        return "axolotl trains a token of an empty turn"
     if any(_shifted(seen.encode, text, seen.ours[0]["input_ids"]) for text in _partly_trained(case, number)):
         return "axolotl counts the tokens of a partly trained content by itself"
     return None
+
+
+def _more_trained(seen: Seen) -> int:
+    """Return how many tokens theirs trains that ours does not, -1 if ours trains others."""
+    ours = [label for row in seen.ours for label in row["labels"]]
+    theirs = [label for row in seen.theirs if isinstance(row, dict) for label in row["labels"]]
+    more = [one for one, two in zip(ours, theirs, strict=True) if one != two]
+    return len(more) if all(one == -100 for one in more) else -1
 
 
 def _partly_trained(case: Case, number: int) -> Iterator[str]:
@@ -397,6 +420,8 @@ def _partly_trained(case: Case, number: int) -> Iterator[str]:
 
 
 def _shifted(encode: Callable[[str], list[int]], content: str, ids: list[int]) -> bool:
-    """Return whether the tokens of a content by itself are nowhere in the row."""
+    """Return whether the tokens of a content by itself are nowhere in the row, or the template trims it."""
     own = encode(content)
-    return not any(ids[at : at + len(own)] == own for at in range(len(ids) - len(own) + 1))
+    return content != content.strip() or not any(
+        ids[at : at + len(own)] == own for at in range(len(ids) - len(own) + 1)
+    )

@@ -91,8 +91,12 @@ def find_custom(name: str, key: str) -> CustomFormat | None:
 
 
 def _by_file(name: str, key: str) -> tuple[str, Path, Path]:
-    file = Path(name).resolve()
-    if not file.is_file():
+    try:
+        file = Path(name).resolve()
+        there = file.is_file()
+    except (OSError, ValueError):  # no name of a file
+        there = False
+    if not there:
         rule, remedy = "there is no such file", "Check the path; it is read from here, or from beside the YAML file."
         raise ConfigError([Problem("configuration", key, name, rule, remedy)])
     root, parts = file.parent, [file.stem]

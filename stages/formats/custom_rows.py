@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ def imported(custom: CustomFormat, key: str) -> Callable[..., Any]:
         sys.path.append(str(custom.root))
     importlib.invalidate_caches()
     try:
-        module = importlib.import_module(custom.name)
+        with redirect_stdout(sys.stderr):
+            module = importlib.import_module(custom.name)
     except Exception as error:
         raise _broken(custom, key, "cannot be imported", error) from error
     if Path(str(module.__file__)).resolve() != custom.file:
@@ -89,9 +91,13 @@ def _broken(custom: CustomFormat, key: str, what: str, error: BaseException) -> 
 
 
 def _call(custom: CustomFormat, function: Callable[[Any], Any], row: Any) -> Any:
-    """Call a user's function; whatever goes wrong in it is the row's end, not the run's."""
+    """Call a user's function; whatever goes wrong in it is the row's end, not the run's.
+
+    What it prints goes to standard error: standard output is for JSON.
+    """
     try:
-        return function(row)
+        with redirect_stdout(sys.stderr):
+            return function(row)
     except Rejected:
         raise
     except Exception as error:  # code of the user
@@ -166,10 +172,10 @@ class StrategyFormat:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         wanted = inspect.signature(load).parameters
         more = {"ds_cfg": Settings(dataset_settings(run.sources[number])), "processor": None}
+        given = {name: value for name, value in more.items() if name in wanted}
         try:
-            self._strategy = load(
-                tokenizer, Settings(run_settings(run)), **{name: more[name] for name in more if name in wanted}
-            )
+            with redirect_stdout(sys.stderr):
+                self._strategy = load(tokenizer, Settings(run_settings(run)), **given)
         except Exception as error:
             raise _broken(custom, key, f"{custom.function} failed", error) from error
         if not hasattr(self._strategy, "tokenize_prompt"):

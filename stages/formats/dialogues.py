@@ -36,7 +36,7 @@ REFLECTIONS = {
     "chat": (
         WITH_INPUT + "USER: {instruction}\n{input}\nASSISTANT:",
         WITHOUT_INPUT + "USER: {instruction}\nASSISTANT:",
-        "\nTHOUGHT: {output}\nASSISTANT REFLECTION: {reflection}\nASSISTANT:",
+        "\nTHOUGHT: {output}\nASSISTANT REFLECTION: {reflection}\nASSISTANT:{corrected}",
     ),
 }
 """Style (empty: none is named) -> the prompt with an input and without one, and the answer."""

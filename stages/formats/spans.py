@@ -53,15 +53,25 @@ class Conversation:
         marked = self._by_marks(plain)
         left = numbers if marked is None else [number for number in numbers if number not in plain]
         spans = dict(marked or {})
-        if left:
-            spans |= self._replaced(left, self._by_difference)
-            around = self._by_marks(self._plain(set(range(len(self._messages))) - set(left) - self._results())) or {}
-            if _overlap({**around, **spans}) is not None:  # a call that is replaced may renumber later ones
-                spans |= self._replaced(left, self._by_prefix)
-            if (overlap := _overlap({**around, **spans})) is not None:
-                first, second = overlap
-                raise Rejected("mask_not_proven", f"messages {first} and {second}: their places in the text overlap")
+        for number in left:
+            span = self._replaced(number)
+            if span is not None:
+                spans[number] = span
+        _check_order({**(self._by_marks(self._plain(self._others(left))) or {}), **spans} if left else spans)
         return dict(sorted(spans.items()))
+
+    def _replaced(self, number: int) -> Span | None:
+        """Return the span of a turn that is found by replacing it.
+
+        Without a call its result may be written otherwise: what a call says is looked for in front of the result.
+        """
+        dummy = self._dummy(number, HEADER_KEYS - {"content"})
+        if self._messages[number].get("tool_calls"):
+            try:
+                return self._by_prefix(number, dummy)
+            except Rejected:
+                pass
+        return self._by_difference(number, dummy)
 
     def _plain(self, numbers: Iterable[int]) -> list[int]:
         """Return those of the messages that say nothing but their content."""
@@ -69,14 +79,10 @@ class Conversation:
             n for n in sorted(numbers) if self._messages[n].keys() <= HEADER_KEYS and self._messages[n].get("content")
         ]
 
-    def _results(self) -> set[int]:
-        """Return the results of tools, which some templates write inside the turn of the call."""
-        return {number for number, message in enumerate(self._messages) if message.get("role") == "tool"}
-
-    def _replaced(self, numbers: Sequence[int], find: Callable[[int, Seen], Span | None]) -> dict[int, Span]:
-        """Return the span of each turn that is found by replacing it."""
-        found = {number: find(number, self._dummy(number, HEADER_KEYS - {"content"})) for number in numbers}
-        return {number: span for number, span in found.items() if span is not None}
+    def _others(self, numbers: Iterable[int]) -> set[int]:
+        """Return all other messages, without the results of tools: some templates write these into a call's turn."""
+        results = {number for number, message in enumerate(self._messages) if message.get("role") == "tool"}
+        return set(range(len(self._messages))) - set(numbers) - results
 
     def property_span(self, number: int, name: str) -> Span | None:
         """Return the span of one text property of a turn, all its other properties being as they are."""
@@ -149,11 +155,12 @@ class Conversation:
         return Span(start, end) if end > start else None
 
 
-def _overlap(spans: dict[int, Span]) -> tuple[int, int] | None:
-    """Return two turns that overlap each other, None if there are none: a replaced turn changed no other words."""
+def _check_order(spans: dict[int, Span]) -> None:
+    """Reject turns that overlap each other: then a replaced turn has changed more than its own words."""
     ordered = sorted(spans.items(), key=lambda item: item[1].start)
-    pairs = ((first, second) for (first, one), (second, two) in pairwise(ordered) if two.start < one.end)
-    return next(pairs, None)
+    for (first, one), (second, two) in pairwise(ordered):
+        if two.start < one.end:
+            raise Rejected("mask_not_proven", f"messages {first} and {second}: their places in the text overlap")
 
 
 def _absent_characters(text: str) -> tuple[str, str]:

@@ -24,10 +24,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(lines,), daemon=True).start()
-    tokenizer = ShardTokenizer(Setup.model_validate_json(lines.get()))
+    setup, tokenizer = Setup.model_validate_json(lines.get()), None
     while True:
         job = Job.model_validate_json(lines.get())
         try:
+            tokenizer = tokenizer or ShardTokenizer(setup)  # here, because a module of the user may not be importable
             outcome = tokenizer.tokenize(job, lambda rows, tokens: _answer({"rows": rows, "tokens": tokens}))
         except ConfigError as error:
             _answer({"problems": [vars(problem) for problem in error.problems]})
