@@ -1,0 +1,95 @@
+"""Kills the work of a scenario at every operation in turn, starts it again, and keeps the tally."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.crash.killing import run_forked
+from tests.crash.scenarios import Scenario
+
+
+@dataclass
+class Tally:
+    """What happened in one scenario.
+
+    Attributes:
+        name: of the scenario.
+        points: operations that can be told apart.
+        kills: of processes.
+        faults: that a proxy injected.
+        wrong: a sentence for everything that must not be.
+        recovery: seconds from the start of a fresh process to the finished work, each time.
+    """
+
+    name: str
+    points: int = 0
+    kills: int = 0
+    faults: int = 0
+    wrong: list[str] = field(default_factory=list)
+    recovery: list[float] = field(default_factory=list)
+
+    def row(self) -> dict[str, Any]:
+        """Return the figures, JSON-ready."""
+        ordered = sorted(self.recovery) or [0.0]
+        return {
+            "scenario": self.name,
+            "points": self.points,
+            "kills": self.kills,
+            "faults": self.faults,
+            "lost_or_wrong": len(self.wrong),
+            "recovery_median": round(ordered[len(ordered) // 2], 3),
+            "recovery_longest": round(ordered[-1], 3),
+        }
+
+
+def enumerate_kills(scenario: Scenario, folder: Path, deadline: float, step: int = 1, twice: bool = False) -> Tally:
+    """Kill at operation 1, 1 + step, ... of a scenario, until its work ends before that operation.
+
+    Args:
+        scenario: what is killed.
+        folder: to work in.
+        deadline: of `time.monotonic()`; no kill begins after it.
+        step: 1 kills at every operation.
+        twice: kill the recovery as well, once, at an operation that differs from case to case.
+    """
+    tally = Tally(scenario.name + (", killed again while recovering" if twice else ""))
+    root = folder / "work"  # one name for all: what is published tells where it is
+    _begin_anew(scenario, root)
+    expected = run_forked(scenario.work, root)
+    tally.points = expected.operations
+    for point in range(1, 100_000, step):
+        _begin_anew(scenario, root)
+        if time.monotonic() > deadline or not run_forked(scenario.work, root, point).killed:
+            break
+        tally.kills += 1
+        if twice and run_forked(scenario.work, root, 1 + (point * 7) % max(1, expected.operations)).killed:
+            tally.kills += 1
+        judge(scenario, root, expected.result, tally, f"killed at operation {point}")
+    return tally
+
+
+def judge(scenario: Scenario, root: Path, expected: Any, tally: Tally, what: str) -> None:
+    """See what a reader sees, finish the work in a fresh process, and compare with what an undisturbed one made."""
+    tally.wrong += [f"{scenario.name}, {what}: a reader sees: {line}" for line in _asked(scenario.look, root)]
+    began = time.monotonic()
+    again = run_forked(scenario.work, root)
+    tally.recovery.append(time.monotonic() - began)
+    if again.result != expected:
+        tally.wrong.append(f"{scenario.name}, {what}: the result differs from that of an undisturbed run")
+    tally.wrong += [f"{scenario.name}, {what}: afterwards: {line}" for line in _asked(scenario.look, root)]
+    tally.wrong += [f"{scenario.name}, {what}: left over: {line}" for line in _asked(scenario.leftovers, root)]
+
+
+def _asked(question: Callable[[Path], list[str]], root: Path) -> Iterator[str]:
+    yield from run_forked(question, root).result
+
+
+def _begin_anew(scenario: Scenario, root: Path) -> None:
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    run_forked(scenario.prepare, root)
