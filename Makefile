@@ -2,7 +2,9 @@
 PYTHON ?= python3.11
 PIP = .venv/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test check slow clean
+MINUTES ?= 60
+
+.PHONY: quickstart test check slow crash clean
 
 quickstart: .venv/.core  ## fine-tune a small model from scratch, see it learn
 	@.venv/bin/python -m flows.quickstart
@@ -18,6 +20,9 @@ check: .venv/.dev  ## lint, types, import contract
 
 slow: .venv/.dev  ## the tests that take minutes each
 	.venv/bin/python -m pytest -m slow
+
+crash: .venv/.dev  ## the crash laboratory: kills and network faults for MINUTES, and a table of what they did
+	nice .venv/bin/python -m tests.crash --minutes $(MINUTES)
 
 .venv/.core: pyproject.toml constraints.txt
 	@echo "installing into .venv (about two minutes, once)"

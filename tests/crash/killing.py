@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aiobotocore.client import AioBaseClient
+
 ON_PATHS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.utime"}
 ALWAYS = {"fcntl.flock", "http.client.send", "http.client.connect"}
 
@@ -45,6 +47,16 @@ class Counter:
             flush(descriptor)
 
         os.fsync = fsync
+        self._count_requests_of_s3fs()
+
+    def _count_requests_of_s3fs(self) -> None:
+        request = AioBaseClient._make_api_call  # it sends past the interpreter's hooks
+
+        async def counted(client: AioBaseClient, *arguments: Any) -> Any:
+            self._count()
+            return await request(client, *arguments)
+
+        AioBaseClient._make_api_call = counted
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in ALWAYS or (event in ON_PATHS and self._is_ours(arguments)):

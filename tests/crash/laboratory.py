@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ class Tally:
         points: operations that can be told apart.
         kills: of processes.
         faults: that a proxy injected.
+        tries_again: of whole works, after an error that says that trying again can help.
         wrong: a sentence for everything that must not be.
         recovery: seconds from the start of a fresh process to the finished work, each time.
     """
@@ -30,6 +32,7 @@ class Tally:
     points: int = 0
     kills: int = 0
     faults: int = 0
+    tries_again: int = 0
     wrong: list[str] = field(default_factory=list)
     recovery: list[float] = field(default_factory=list)
 
@@ -41,13 +44,14 @@ class Tally:
             "points": self.points,
             "kills": self.kills,
             "faults": self.faults,
+            "tries_again": self.tries_again,
             "lost_or_wrong": len(self.wrong),
             "recovery_median": round(ordered[len(ordered) // 2], 3),
             "recovery_longest": round(ordered[-1], 3),
         }
 
 
-def enumerate_kills(scenario: Scenario, folder: Path, deadline: float, step: int = 1, twice: bool = False) -> Tally:
+def enumerate_kills(scenario: Scenario, folder: Path, deadline: float, step: int = 1) -> Tally:
     """Kill at operation 1, 1 + step, ... of a scenario, until its work ends before that operation.
 
     Args:
@@ -55,9 +59,8 @@ def enumerate_kills(scenario: Scenario, folder: Path, deadline: float, step: int
         folder: to work in.
         deadline: of `time.monotonic()`; no kill begins after it.
         step: 1 kills at every operation.
-        twice: kill the recovery as well, once, at an operation that differs from case to case.
     """
-    tally = Tally(scenario.name + (", killed again while recovering" if twice else ""))
+    tally = Tally(scenario.name)
     root = folder / "work"  # one name for all: what is published tells where it is
     _begin_anew(scenario, root)
     expected = run_forked(scenario.work, root)
@@ -67,9 +70,21 @@ def enumerate_kills(scenario: Scenario, folder: Path, deadline: float, step: int
         if time.monotonic() > deadline or not run_forked(scenario.work, root, point).killed:
             break
         tally.kills += 1
-        if twice and run_forked(scenario.work, root, 1 + (point * 7) % max(1, expected.operations)).killed:
-            tally.kills += 1
         judge(scenario, root, expected.result, tally, f"killed at operation {point}")
+    return tally
+
+
+def kill_again_and_again(scenario: Scenario, folder: Path, deadline: float, seed: int = 0) -> Tally:
+    """Kill at random operations, and each recovery too, up to four times, until the deadline."""
+    rng, tally, root = random.Random(seed), Tally(f"{scenario.name}; recoveries killed too"), folder / "work"
+    _begin_anew(scenario, root)
+    expected = run_forked(scenario.work, root)
+    tally.points = expected.operations
+    while time.monotonic() < deadline:
+        _begin_anew(scenario, root)
+        points = [rng.randint(1, max(1, expected.operations)) for _ in range(rng.randint(2, 4))]
+        tally.kills += sum(run_forked(scenario.work, root, point).killed for point in points)
+        judge(scenario, root, expected.result, tally, f"killed at operations {points}")
     return tally
 
 

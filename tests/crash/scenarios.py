@@ -15,6 +15,7 @@ import pandas  # noqa: F401  pyarrow imports it with its first array, which woul
 from configs.schema import RunConfig
 from stages import publish
 from stages.artifacts import Artifact, FileDigests, Store, digest_of, sha256_file
+from stages.artifacts import collect as collecting
 from stages.artifacts.collect import collect, removable
 from stages.fetch import STAGE as FETCH
 from stages.fetch import shards
@@ -58,12 +59,12 @@ def write_artifact(root: Path) -> str:
     store = store_of(root)
     inputs = {"stage": "pack", "version": 1}
     with store.lock("pack", digest_of(inputs)):
-        made = store.find("pack", digest_of(inputs)) or _write(store, "pack", inputs, SHARDS)
+        made = store.find("pack", digest_of(inputs)) or write_files(store, "pack", inputs, SHARDS)
     store.note_run("out", [made])
     return made.digest
 
 
-def _write(store: Store, stage: str, inputs: dict[str, Any], files: dict[str, bytes]) -> Artifact:
+def write_files(store: Store, stage: str, inputs: dict[str, Any], files: dict[str, bytes]) -> Artifact:
     with store.writer(stage, inputs, {}) as writer:
         for name, content in files.items():
             if writer.finished(name) is None:
@@ -78,7 +79,8 @@ def artifacts_are_whole(root: Path) -> list[str]:
 
 
 def left_in_store(root: Path) -> list[str]:
-    """Collect all garbage, and tell what is left that no artifact and no record accounts for."""
+    """Collect all garbage, an hour later, and tell what is left that no artifact and no record accounts for."""
+    collecting.DRAFT_SECONDS = -60.0
     store = Store(root / "store")
     collect(store, removable(store, days=0))
     known = {artifact.path(entry.path) for artifact in store.artifacts() for entry in artifact.manifest.files}
@@ -118,7 +120,7 @@ def _models(root: Path) -> list[Artifact]:
     for number in range(2):
         files = {f"model/{name}": content + bytes([number]) for name, content in MODEL.items()}
         inputs = {"stage": "merge", "number": number}
-        found.append(store.find("merge", digest_of(inputs)) or _write(store, "merge", inputs, files))
+        found.append(store.find("merge", digest_of(inputs)) or write_files(store, "merge", inputs, files))
     return found
 
 
@@ -160,9 +162,9 @@ def left_in_target(root: Path) -> list[str]:
 def prepare_garbage(root: Path) -> None:
     """Put there an artifact that a run holds, two that nobody holds, and what a killed writer left."""
     store = store_of(root)
-    held = _write(store, "pack", {"n": 0}, SHARDS)
+    held = write_files(store, "pack", {"n": 0}, SHARDS)
     for number in (1, 2):
-        _write(store, "pack", {"n": number}, SHARDS)
+        write_files(store, "pack", {"n": number}, SHARDS)
     store.note_run("out", [held])
     with store.writer("pack", {"n": 3}, {}) as writer:
         writer.write("a.bin", b"never finished")
