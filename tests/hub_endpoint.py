@@ -26,7 +26,10 @@ FILE = re.compile(r"/(?P<kind>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revis
 
 
 class Hub(ThreadingHTTPServer):
-    """The server; `requests` records every path that was asked for, `broken` makes it answer 503 to all."""
+    """The server; `requests` records every path that was asked for, `broken` makes it answer 503 to all.
+
+    With a `token` its repositories are private: who does not send it is told that there are none.
+    """
 
     daemon_threads = True
 
@@ -35,6 +38,7 @@ class Hub(ThreadingHTTPServer):
         self.folder = folder
         self.requests: list[str] = []
         self.broken = False
+        self.token: str | None = None
 
     @property
     def endpoint(self) -> str:
@@ -94,6 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append(f"{self.command} {path}")
         if self.server.broken:
             self._send_json(503, {"error": "out of order"})
+        elif self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
+            self._send_json(401, {"error": "Repository not found"}, "RepoNotFound")
         elif match := API.fullmatch(path):
             self._answer_api(match, parse_qs(url.query), body)
         elif match := FILE.fullmatch(path):

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from tests.hub_endpoint import Hub, serving
+from tests.object_stores import file_server, gcs_server, s3_server
 
 FETCH = """
 import sys, json
@@ -46,9 +54,9 @@ for line in sys.stdin:
 class Client:
     """A process in which the Hub's client has the address of our endpoint from its start."""
 
-    def __init__(self, hub: Hub, folder: Path) -> None:
+    def __init__(self, hub: Hub, folder: Path, **more: str) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-        environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "hf")}
+        environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "hf"), **more}
         self._errors = (folder / "errors.log").open("w+")
         self._process = subprocess.Popen(
             [sys.executable, "-c", FETCH, str(folder)],
@@ -138,3 +146,69 @@ def test_splits_files_and_what_the_configuration_got_wrong(hub: Hub, tmp_path: P
             assert (answer["error"], expected in answer["text"]) == ("ConfigError", True), answer
         hub.broken = True
         assert client.fetch(path="team/chats")["error"] == "TransientError"  # may be tried again
+
+
+def test_a_private_data_set_needs_its_token(hub: Hub, tmp_path: Path) -> None:
+    hub.token = "hf_ofTheTeam000000000000"
+    with Client(hub, tmp_path) as client:
+        refused = client.fetch(path="team/chats")
+        assert refused["error"] == "ConfigError"
+        assert "no such data set on the Hub that this account can read" in refused["text"]
+    with Client(hub, tmp_path, HF_TOKEN=hub.token) as client:
+        assert len(client.fetch(path="team/chats")["rows"]) == 3
+
+
+EXAMPLES = re.search(
+    r"```yaml\n(datasets:.*?)```", (Path(__file__).parents[1] / "infra/docs/sources.md").read_text(), re.S
+)
+
+
+@pytest.mark.slow
+def test_every_example_of_the_page_on_sources_is_fetched(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page's buckets and hosts are servers of this machine here; everything else is as it stands there."""
+    assert EXAMPLES
+    line = b'{"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]}\n'
+    write(hub, "train.jsonl", line.decode())
+    write(hub, "test.jsonl", line.decode())
+    write(hub, "extra/more.jsonl", line.decode())
+    files = {"chats.jsonl": line * 2, "chats/train.jsonl": line * 2, "chats/test.jsonl": line}
+    for folder in (tmp_path, tmp_path / "web"):
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with s3_server() as s3, gcs_server() as gcs, file_server(tmp_path / "web") as web:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs)
+        fill_buckets(tmp_path, line)
+        with Client(hub, tmp_path) as client:
+            for example in yaml.safe_load(EXAMPLES[1].replace("https://example.org", web.endpoint))["datasets"]:
+                local = (tmp_path / example["path"]).exists() or (
+                    "*" in example["path"] and "://" not in example["path"]
+                )
+                found = client.fetch(**{**example, "path": str(tmp_path / example["path"])} if local else example)
+                assert found.get("rows"), (example, found)
+
+
+def fill_buckets(folder: Path, line: bytes) -> None:
+    import datasets
+    import gcsfs
+
+    rows = datasets.Dataset.from_list([json.loads(line)] * 3)
+    datasets.disable_progress_bars()
+    rows.save_to_disk(folder / "saved")
+    bucket = boto3.resource("s3").Bucket("team-data")
+    bucket.create()
+    bucket.put_object(Key="chats/train.jsonl.gz", Body=gzip.compress(line))
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([json.loads(line)]), buffer)
+    bucket.put_object(Key="chats/part-0.parquet", Body=buffer.getvalue())
+    for path in (folder / "saved").iterdir():
+        bucket.put_object(Key=f"saved/{path.name}", Body=path.read_bytes())
+    google = gcsfs.GCSFileSystem(token="anon", project="test")
+    google.mkdir("team-data")
+    google.pipe_file("team-data/chats/train.jsonl", line)
