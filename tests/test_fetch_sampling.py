@@ -80,3 +80,29 @@ def test_without_a_draw_shards_hold_rows_alone(bench: Bench) -> None:
     made = bench.fetch({"path": bench.data / "a.jsonl"})
     assert pq.read_schema(made.path(made.facts["datasets"][0]["shards"][0]["file"])).names == ["row"]
     assert numbers(made) == list(range(101))
+
+
+@pytest.mark.parametrize("keys", [{}, {"weight": 0.5}, {"split": "train[15:]"}])
+def test_it_is_known_which_file_a_row_is_of(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]
+) -> None:
+    """Also when an earlier try was ended in the middle: each file's rows say its name."""
+    for number in range(4):
+        rows = [orjson.dumps({"n": 10 * number + n, "of": f"{number}.jsonl"}) for n in range(10 if number != 1 else 1)]
+        bench.write(f"many/{number}.jsonl", b"\n".join(rows))
+    dataset, real, written = {"path": bench.data / "many", **keys}, shards.write_rows, list[int]()
+
+    def dying(*arguments: Any) -> None:
+        written.append(1)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    monkeypatch.setattr(shards, "write_rows", dying)
+    with pytest.raises(KeyboardInterrupt):
+        bench.fetch(dataset)
+    made = bench.fetch(dataset)
+    files = shards.files_of(made)[0]
+    for shard in made.facts["datasets"][0]["shards"]:
+        for number, raw in numbered_rows(made.path(shard["file"]), shard["first_row"]):
+            assert Path(shards.file_of_row(files, number) or "").name == orjson.loads(raw)["of"]

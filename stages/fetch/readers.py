@@ -76,6 +76,11 @@ class Rows:
                 number, skip = number + 1, 0
                 self._begins.append((self._given, (number, 0)))
 
+    def files_after(self, given: int, before: int) -> list[tuple[int, DataFile]]:
+        """Return (rows given before it, file) of each file that begins with a row from `given` to `before`."""
+        begins = [(count, place[0]) for count, place in self._begins if given <= count < before]
+        return [(count, self._files[number]) for count, number in begins if number < len(self._files)]
+
     def place_after(self, given: int) -> Place:
         """Return the place of the row that follows the first `given` ones."""
         before, (number, row) = next(begin for begin in reversed(self._begins) if begin[0] <= given)

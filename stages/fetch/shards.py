@@ -11,23 +11,27 @@ shards everywhere else, and what was made of those can be used again (`stages.to
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
 import pyarrow.parquet
 
-from stages.artifacts import ArtifactWriter
+from stages.artifacts import Artifact, ArtifactWriter
 from stages.errors import TransientError
 from stages.fetch.readers import Place
 
 SHARD_BYTES = 8 << 20
 """Raw text of a shard, on average: at least half of it, at most twice as much and a row."""
 
+FILES = "files.jsonl"
+"""Which row each file of the data begins with: `{"dataset", "row", "path"}`."""
 SHARD_SCHEMA = pa.schema([("row", pa.large_binary())])
 COMPRESSION_LEVEL = 1  # zstd
 
@@ -63,12 +67,14 @@ class Shards:
         number: of the next shard.
         watch: over the files that the rows come from. A shard that is kept for a later try must be of the content that
             the key names, so it is finished only after the check.
+        files: (number of its first row that was read, name) of each file so far.
     """
 
     dataset: int
     number: int
     writer: ArtifactWriter
     watch: Watch
+    files: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -81,20 +87,49 @@ class Shards:
         if notes is None:
             return None
         self.number += 1
+        self.files += ((row, name) for row, name in notes["files"])
         number, row = notes["next"]
         return notes["facts"], (number, row)
 
     def write(
-        self, texts: list[bytes], numbers: range | npt.NDArray[np.int64], following: Place = (0, 0)
+        self,
+        texts: list[bytes],
+        numbers: range | npt.NDArray[np.int64],
+        files: list[tuple[int, str]],
+        following: Place = (0, 0),
     ) -> dict[str, Any]:
-        """Write rows with their numbers as the next shard and return its facts; a later try begins at `following`."""
+        """Write rows with their numbers as the next shard and return its facts.
+
+        Args:
+            texts: the rows.
+            numbers: their numbers in the data set.
+            files: (number of the first row, name) of each file that began with them.
+            following: where a later try goes on.
+        """
         facts = {"file": self.name, "first_row": int(numbers[0]), "rows": len(texts), "bytes": sum(map(len, texts))}
         with self.writer.create(self.name) as draft:
             write_rows(draft.path, texts, None if isinstance(numbers, range) else numbers)
             self.watch.check()
-            draft.notes.update(facts=facts, next=following)
+            draft.notes.update(facts=facts, next=following, files=files)
         self.number += 1
+        self.files += files
         return facts
+
+
+def files_of(fetched: Artifact) -> dict[int, list[tuple[int, str]]]:
+    """Return data set -> (number of its first row, name) of each of its files, rows rising."""
+    files: dict[int, list[tuple[int, str]]] = {}
+    if any(entry.path == FILES for entry in fetched.manifest.files):
+        for line in fetched.path(FILES).read_bytes().splitlines():
+            file = orjson.loads(line)
+            files.setdefault(file["dataset"], []).append((file["row"], file["path"]))
+    return {dataset: sorted(found) for dataset, found in files.items()}
+
+
+def file_of_row(files: list[tuple[int, str]], row: int) -> str | None:
+    """Return the name of the file that holds a row, None if it is not known."""
+    at = bisect_right(files, row, key=lambda file: file[0])
+    return files[at - 1][1] if at else None
 
 
 def take(rows: Iterator[bytes]) -> list[bytes]:

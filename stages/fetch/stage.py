@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 
 from configs.schema import RunConfig
@@ -19,7 +20,7 @@ from stages.fetch.files import DataFile
 from stages.fetch.problems import problems_of
 from stages.fetch.readers import Rows, count_rows, place_of
 from stages.fetch.sampling import Sampling, sampling_of
-from stages.fetch.shards import Shards, Watch, take
+from stages.fetch.shards import FILES, Shards, Watch, take
 from stages.fetch.sources import Source, find_source
 from stages.remote import Downloads
 from stages.shuffling import Numbers
@@ -59,12 +60,22 @@ def _produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> di
     watch = Watch.over(_changeable(context.run, sources))
     if digest_of(STAGE.key_of(_inputs_of(sources, context), upstream)) != writer.key:
         raise TransientError("The data changed just before it was read. Start again when it is complete.")
-    return {
-        "datasets": [_fetch(number, source, context, writer, watch) for number, source in enumerate(sources)],
-    }
+    files: list[dict[str, Any]] = []
+    facts = {"datasets": [_fetch(n, source, context, writer, watch, files) for n, source in enumerate(sources)]}
+    lines = b"".join(orjson.dumps(file, option=orjson.OPT_APPEND_NEWLINE) for file in files)
+    writer.write(FILES, lines, volatile=True)  # volatile, because it names paths, which the key leaves out
+    return facts
 
 
-def _fetch(number: int, source: Source, context: Context, writer: ArtifactWriter, watch: Watch) -> dict[str, Any]:
+def _fetch(
+    number: int,
+    source: Source,
+    context: Context,
+    writer: ArtifactWriter,
+    watch: Watch,
+    files: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Write the rows of a data set and return its facts; add to `files` which row each of its files begins with."""
     dataset, sampling = context.run.sources[number], sampling_of(context.run, number)
     shards: list[dict[str, Any]] = []
     rows = 0
@@ -72,10 +83,12 @@ def _fetch(number: int, source: Source, context: Context, writer: ArtifactWriter
         context.log(f"{dataset.shown}: {name} is not read: its name tells no split, and names of other files do")
     with problems_of(context.run.source_key(number), dataset):
         for stretch in _drawn(_stretches(source), sampling):
-            for shard in _write_stretch(stretch, Shards(number, len(shards), writer, watch)):
+            writing = Shards(number, len(shards), writer, watch)
+            for shard in _write_stretch(stretch, writing):
                 shards.append(shard)
                 rows += shard["rows"]
                 context.progress(rows, None, "rows", dataset=dataset.shown)
+            files += ({"dataset": number, "row": row, "path": name} for row, name in writing.files)
         for file in (file for files in source.splits().values() for file in files):
             file.origin.release()
     if not rows:
@@ -146,8 +159,9 @@ def _write_stretch(stretch: _Stretch, shards: Shards) -> Iterator[dict[str, Any]
     given = 0
     with closing(iter(rows)) as texts_of_rows:
         while texts := take(texts_of_rows):
-            first, given = stretch.offset + position, given + len(texts)
-            yield shards.write(texts, range(first, first + len(texts)), rows.place_after(given))
+            first, before, given = stretch.offset + position, given, given + len(texts)
+            files = [(first - before + at, file.shown) for at, file in rows.files_after(before, given)]
+            yield shards.write(texts, range(first, first + len(texts)), files, rows.place_after(given))
             position += len(texts)
 
 
@@ -161,11 +175,14 @@ def _write_drawn(stretch: _Stretch, left: Numbers, shards: Shards) -> Iterator[d
     wanted = np.zeros(left[-1] - left[0] + 1, np.bool_)
     wanted[left - left[0]] = True
     place = place_of(stretch.files, int(left[0]))
-    with closing(iter(Rows(stretch.files, place, len(wanted), release=False))) as rows:
-        drawn = compress(rows, wanted.tobytes())
+    rows, start, told = Rows(stretch.files, place, len(wanted), release=False), int(left[0]), 0
+    with closing(iter(rows)) as texts_of_rows:
+        drawn = compress(texts_of_rows, wanted.tobytes())
         while texts := take(drawn):
-            yield shards.write(texts, stretch.offset + left[: len(texts)])
-            left = left[len(texts) :]
+            until = int(left[len(texts) - 1]) - start + 1
+            files = [(stretch.offset + start + at, file.shown) for at, file in rows.files_after(told, until)]
+            yield shards.write(texts, stretch.offset + left[: len(texts)], files)
+            left, told = left[len(texts) :], until
 
 
 STAGE = Stage("fetch", 3, (), _inputs, _produce)

@@ -20,6 +20,7 @@ from configs.schema import RunConfig
 from stages.artifacts import Artifact, ArtifactWriter
 from stages.base_model import TOKENIZER_FILES, ModelSource, find_tokenizer
 from stages.errors import ConfigError, DataError, Problem, StageError
+from stages.fetch.shards import file_of_row, files_of
 from stages.formats import check_format, format_inputs, is_chat
 from stages.stage import Context, Stage, Upstream
 from stages.templates import TemplateChoice, choose_template, writes_the_date
@@ -82,7 +83,7 @@ def produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dic
     tally = _Tally(context, sum(dataset["rows"] for dataset in raw.facts["datasets"]))
     shards = _shards(raw, STAGE.key_inputs(context, upstream))
     outcomes = _tokenize(shards, setup, writer, tally)
-    _write_rejected(context.run, outcomes, writer)
+    _write_rejected(context.run, raw, outcomes, writer)
     write_contents([shard.made(outcome) for shard, outcome in outcomes], writer)
     tokenizer = {name: resolved[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
     if resolved["new_tokens"]:
@@ -319,17 +320,18 @@ def _jobs(shards: dict[str, _Shard], folder: Path) -> Iterator[Job]:
         yield Job(dataset=shard.dataset, source=shard.source, target=target, first_row=shard.first_row)
 
 
-def _records(run: RunConfig, outcomes: list[tuple[_Shard, Outcome]]) -> Iterator[dict[str, Any]]:
+def _write_rejected(
+    run: RunConfig, raw: Artifact, outcomes: list[tuple[_Shard, Outcome]], writer: ArtifactWriter
+) -> None:
+    files = files_of(raw)
+    lines = []
     for shard, outcome in outcomes:
-        where = {"dataset": shard.dataset, "path": run.sources[shard.dataset].shown}
-        yield from ({**where, **record} for record in outcome.rejected)
-
-
-def _write_rejected(run: RunConfig, outcomes: list[tuple[_Shard, Outcome]], writer: ArtifactWriter) -> None:
-    lines = (
-        orjson.dumps({key: record[key] for key in ("dataset", "row", "path", "reason", "detail")}) + b"\n"
-        for record in _records(run, outcomes)
-    )
+        whole = run.sources[shard.dataset].shown
+        for record in outcome.rejected:
+            where = {"dataset": shard.dataset, "row": record["row"]}
+            path = file_of_row(files.get(shard.dataset, []), record["row"]) or whole
+            kept = {"path": path, "reason": record["reason"], "detail": record["detail"]}
+            lines.append(orjson.dumps({**where, **kept}, option=orjson.OPT_APPEND_NEWLINE))
     # volatile, because it names the paths of the data, which the key leaves out
     writer.write("rejected.jsonl", b"".join(lines), volatile=True)
 
