@@ -4,7 +4,7 @@ PIP = .venv/bin/pip --disable-pip-version-check install --quiet --constraint con
 
 MINUTES ?= 60
 
-.PHONY: quickstart test check slow crash clean
+.PHONY: quickstart test check slow crash integration docs clean
 
 quickstart: .venv/.core  ## fine-tune a small model from scratch, see it learn
 	@.venv/bin/python -m flows.quickstart
@@ -23,6 +23,12 @@ slow: .venv/.dev  ## the tests that take minutes each
 
 crash: .venv/.dev  ## the crash laboratory: kills and network faults for MINUTES, and a table of what they did
 	nice .venv/bin/python -m tests.crash --minutes $(MINUTES)
+
+integration: .venv/.dev  ## PostgreSQL, Prefect server, workers, S3: schedule, trigger, retry, cancel, rerun
+	.venv/bin/python -m pytest -m integration tests/test_integration.py
+
+docs: .venv/.dev  ## the manual, strict, into build/manual
+	.venv/bin/mkdocs build --strict --config-file infra/mkdocs.yml
 
 .venv/.core: pyproject.toml constraints.txt
 	@echo "installing into .venv (about two minutes, once)"
