@@ -67,6 +67,31 @@ def test_the_class_of_the_model_is_the_one_that_it_has(folder: Path, monkeypatch
     assert "Set model_type: LlamaForCausalLM" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("datasets.0.type=sharegpt", "field_messages: conversations"),
+        ("datasets.0.type=foo", "Known: chat_template"),
+        ("chat_template=chatmll", "Known: tokenizer_default"),
+        ("chat_template=jinja", "Set chat_template_jinja"),
+        ("optimizer=adamx", "known are adamw_torch"),
+        ("lr_scheduler=cosin", "known are linear, cosine"),
+        ("attn_implementation=flsh", "known are eager, sdpa"),
+    ],
+)
+def test_names_that_nobody_knows_are_found(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, override: str, remedy: str
+) -> None:
+    monkeypatch.chdir(folder)
+    text = (folder / "run.yaml").read_text().replace("sdp_attention: true\n", "")
+    (folder / "names.yaml").write_text(text)
+    done = CliRunner().invoke(cli, ["validate", "names.yaml", override, "--json"])
+    assert done.exit_code == 2
+    [problem] = orjson.loads(done.stdout)["problems"]
+    assert problem["key"] == override.partition("=")[0]
+    assert remedy in f"{problem['rule']}. {problem['remedy']}"
+
+
 def test_warnings_stop_only_where_they_are_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     words = ["validate", "run.yaml", "learning_rate=0.5"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from stages.errors import ConfigError
 from stages.estimate.shapes import has_learned_positions
-from stages.formats import is_chat
+from stages.formats import check_format, is_chat
 from stages.preflight.finding import Finding
 from stages.preflight.scene import Scene, error, note, refused, warning
 from stages.templates import choose_template
@@ -14,10 +14,19 @@ from stages.templates import choose_template
 
 def check_data(scene: Scene) -> Iterator[Finding]:
     """Yield what is wrong with template, special tokens, evaluation set and lengths."""
+    yield from _types(scene)
     yield from _chat_template(scene)
     yield from _tokens(scene)
     yield from _evaluation(scene)
     yield from _positions(scene)
+
+
+def _types(scene: Scene) -> Iterator[Finding]:
+    for number in range(len(scene.run.sources)):
+        try:
+            check_format(scene.run, number)
+        except ConfigError as found:
+            yield from (refused("unknown-type", wrong, stage="tokenize") for wrong in found.problems)
 
 
 def _chat_template(scene: Scene) -> Iterator[Finding]:

@@ -41,6 +41,9 @@ def _isolation(run: RunConfig) -> Iterator[Finding]:
         rule = "this attention does not keep packed samples apart: each would see those before it"
         remedy = "Set attn_implementation: sdpa, or sample_packing: false."
         yield error("attention-cannot-isolate", "attn_implementation", name, rule, remedy)
+    elif name is not None and name not in ISOLATING and "/" not in name:
+        rule = f"this attention is not known; known are {', '.join(ISOLATING)}, and kernels of the Hub (OWNER/NAME)"
+        yield error("unknown-attention", "attn_implementation", name, rule, SET_SDPA)
 
 
 def _attention(scene: Scene) -> Iterator[Finding]:
