@@ -26,11 +26,14 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from configs.schema import RunConfig
+from stages.artifacts import FileDigests
+from stages.base_model import find_tokenizer
 from stages.formats import Rejected, make_format
 from stages.formats.rows import read_row
+from stages.stage import Context
 from stages.templates import ChatTemplate
 from stages.tokenize.shard import Job, Outcome, Setup, ShardTokenizer
-from stages.tokenizer import resolve
+from stages.tokenize.stage import resolve_tokenizer, setup_of
 
 ROUNDS = 3
 WARM_UP_ROWS = 2500
@@ -82,28 +85,11 @@ def _options() -> argparse.Namespace:
 
 
 def _setup(options: argparse.Namespace, folder: Path) -> Setup:
-    folder.mkdir()
-    answer = resolve(
-        {
-            "source": options.tokenizer,
-            "out": str(folder),
-            "special_tokens": {"additional_special_tokens": ()},
-            "chat_template": None,
-            "eot_tokens": (),
-            "trust_remote_code": False,
-        }
-    )
     values = {"base_model": options.tokenizer, "datasets": [{"path": options.data, "type": options.type}]}
     values |= {"output_dir": "out", "learning_rate": 1e-4, "micro_batch_size": 1, "num_epochs": 1, "sequence_len": 2048}
-    return Setup(
-        run=RunConfig.model_validate({**values, "gradient_accumulation_steps": 1}),
-        folder=folder,
-        bos=answer["bos_token_id"],
-        eos=answer["eos_token_id"],
-        eot=tuple(answer["eot_token_ids"]),
-        variables=answer["variables"],
-        templates=(answer["chat_template"] if options.type == "chat_template" else None,),
-    )
+    run = RunConfig.model_validate({**values, "gradient_accumulation_steps": 1})
+    context = Context(run, FileDigests(folder.parent / "digests.sqlite"))
+    return setup_of(context, resolve_tokenizer(run, find_tokenizer(run), folder), folder)
 
 
 def _texts(setup: Setup, raw: list[bytes]) -> list[str]:

@@ -77,8 +77,8 @@ def produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dic
         DataError: too many rows are broken.
     """
     raw = upstream["fetch"]
-    resolved = _resolve_tokenizer(context.run, find_tokenizer(context.run), writer.work / "resolved" / "tokenizer")
-    setup = _setup(context, resolved, writer.work / "resolved" / "tokenizer")
+    resolved = resolve_tokenizer(context.run, find_tokenizer(context.run), writer.work / "resolved" / "tokenizer")
+    setup = setup_of(context, resolved, writer.work / "resolved" / "tokenizer")
     writer.take_folder(writer.work / "resolved")
     tally = _Tally(context, sum(dataset["rows"] for dataset in raw.facts["datasets"]))
     shards = _shards(raw, STAGE.key_inputs(context, upstream))
@@ -185,7 +185,7 @@ def _tokenizer_type(run: RunConfig) -> str:
     return run.tokenizer_type or AUTO
 
 
-def _resolve_tokenizer(run: RunConfig, source: ModelSource, folder: Path) -> dict[str, Any]:
+def resolve_tokenizer(run: RunConfig, source: ModelSource, folder: Path) -> dict[str, Any]:
     """Have a process with Hugging Face's classes write the tokenizer into a folder; return its answer."""
     request = {
         "source": str(source.folder(TOKENIZER_FILES).resolve()),
@@ -218,7 +218,8 @@ def _resolve_tokenizer(run: RunConfig, source: ModelSource, folder: Path) -> dic
     return answer
 
 
-def _setup(context: Context, resolved: dict[str, Any], folder: Path) -> Setup:
+def setup_of(context: Context, resolved: dict[str, Any], folder: Path) -> Setup:
+    """Return what every worker needs, with a tokenizer that `resolve_tokenizer` wrote into a folder."""
     run = context.run
     templates: list[str | None] = []
     for number, dataset in enumerate(run.sources):
