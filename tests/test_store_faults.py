@@ -15,7 +15,9 @@ import pytest
 from stages.artifacts import Artifact, FileDigests, Store, digest_of
 from stages.artifacts import bucket as bucket_module
 from stages.artifacts.bucket import BucketPlace
+from stages.artifacts.collect import collect, removable
 from stages.artifacts.opening import open_store
+from stages.artifacts.verify import verify
 from stages.errors import TransientError
 from tests.crash.proxy import Choice, FaultProxy, faulty
 from tests.store_servers import ENVIRONMENT, Server, Where, serving
@@ -170,3 +172,50 @@ def test_a_full_disk_is_one_sentence(where: Where, tmp_path: Path) -> None:
     assert second.startswith("StoreError")
     assert "No space left on device" in second
     assert "artifact_cache" in second
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from stages.artifacts import digest_of
+from stages.artifacts.opening import open_store
+from tests.test_store_faults import KEY, make
+made = make(open_store(sys.argv[1], options={"endpoint_url": sys.argv[2]}, cache=Path(sys.argv[3])))
+print(made.digest)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_writer_killed_at_any_request_leaves_all_or_nothing(
+    server: Server, where: Where, tmp_path: Path, moment: str
+) -> None:
+    """Killed before, or after, the server has done the n-th request; on its own machine and on another it goes on."""
+    reference = make(where.open(tmp_path / "reference"))
+    for point in range(1, 200):
+        here = server.place()
+        with faulty(server.url) as proxy:
+            command = [sys.executable, "-c", WRITER, here.address, proxy.endpoint, str(tmp_path / "killed")]
+            writer = subprocess.Popen(command, stdout=subprocess.PIPE)
+
+            def kill(number: int, point: int = point, writer: subprocess.Popen[bytes] = writer) -> None:
+                if number == point:
+                    writer.kill()
+
+            setattr(proxy, moment, kill)
+            said = writer.communicate()[0]
+        seen = here.open(tmp_path / f"other-{point}").find("pack", KEY)
+        if seen is not None:
+            assert {name: seen.path(name).read_bytes() for name in FILES} == FILES
+        again = make(here.open(tmp_path / ("killed" if point % 2 else f"other-{point}")))
+        assert again.digest == reference.digest
+        store = here.open(tmp_path / "last")
+        assert verify(store) == (1, [])
+        collect(store, removable(store, days=0))
+        left = [name for name in here.names() if not name.startswith((".leases/", ".newest/", ".clock"))]
+        assert not [name for name in left if name.startswith("pack/")]
+        assert len([name for name in left if name.startswith(".probes/")]) <= 1, "of the killed writer"
+        if said:
+            break
+    assert point > 20

@@ -282,6 +282,53 @@ def test_a_lease_is_waited_for_and_outlives_its_dead_holder_by_its_duration_at_m
         assert time.monotonic() - started < 4 + 3
 
 
+ONCE = """
+import sys, time
+from pathlib import Path
+from stages.artifacts.opening import open_store
+store = open_store(sys.argv[1], options={"endpoint_url": sys.argv[2]}, cache=Path(sys.argv[3]))
+inputs = {"stage": "pack", "round": sys.argv[5]}
+with store.lock("pack", sys.argv[4]):
+    artifact = store.find("pack", sys.argv[4])
+    if artifact is None:
+        with store.writer("pack", inputs, {}) as writer:
+            time.sleep(1)
+            writer.write("a.bin", b"x")
+            artifact = writer.commit(facts={})
+            print("made", artifact.digest)
+    else:
+        print("found", artifact.digest)
+"""
+
+
+@pytest.mark.parametrize("kind", ["s3", pytest.param("gcs", marks=pytest.mark.slow)])
+def test_of_three_machines_that_start_together_one_does_the_work(
+    kind: str, servers: dict[str, Server], tmp_path: Path
+) -> None:
+    where = servers[kind].place()
+    key = digest_of({"stage": "pack", "round": "1"})
+    machines = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                ONCE,
+                where.address,
+                where.server.url,
+                str(tmp_path / f"machine-{number}"),
+                key,
+                "1",
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    said = [machine.communicate(timeout=120)[0].split() for machine in machines]
+    assert sorted(words[0] for words in said) == ["found", "found", "made"]
+    assert len({words[1] for words in said}) == 1
+
+
 def test_a_holder_of_this_machine_that_died_is_not_waited_for(on_s3: Fleet) -> None:
     with held_elsewhere(on_s3, as_other_machine=False):
         pass
@@ -352,6 +399,12 @@ def test_refusals_are_said_in_one_sentence_without_secrets(servers: dict[str, Se
     assert "which credentials are used" in text
     assert "planted" not in text
     assert SECRET not in text
+    for server in (servers["s3"], servers["gcs"]):
+        os.environ["AWS_SECRET_ACCESS_KEY"] = SECRET
+        nowhere = f"{server.scheme}://No_Such_Bucket/x"
+        with pytest.raises(ConfigError, match="bucket") as raised:
+            make(open_store(nowhere, options={"endpoint_url": server.url}, cache=tmp_path / "cache"))
+        assert nowhere in str(raised.value)
     for address, what in {"ftp://x/y": "a store is a folder", "s3://user:pw@bucket/x": "credentials in it"}.items():
         with pytest.raises(ConfigError, match=what) as raised:
             open_store(address)

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from stages.artifacts.cache import Cache
+from stages.artifacts.cache import PARTIAL, Cache
 from stages.artifacts.clients import ABSENT, Client, Meaning
 from stages.artifacts.digests import FileDigests, sha256_file
 from stages.artifacts.lease import FREE, Lease, is_held
@@ -27,7 +27,6 @@ from stages.errors import ConfigError, DamagedArtifactError, Problem, StoreError
 from stages.remote.failures import retry_after, said
 
 BLOCK = 16 << 20  # bytes read by one request
-PARTIAL = ".partial"
 LEASES = ".leases"
 CLOCK = ".clock"
 PROBES = ".probes"
@@ -89,7 +88,7 @@ class BucketPlace:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small object, whatever was there."""
-        self._do(name, lambda: self._client.put(self._key(name), content))
+        self._write(name, lambda: self._client.put(self._key(name), content))
 
     def create(self, name: str, content: bytes) -> bool:
         """Write a small object if there is none of that name; return whether it was written."""
@@ -108,7 +107,10 @@ class BucketPlace:
         if not self._keeps_conditions():
             return self._swap_and_look(name, content, version)
         try:
-            self._do(name, lambda: self._client.put(self._key(name), content, ABSENT if version is None else version))
+            if version is None:
+                self._write(name, lambda: self._client.put(self._key(name), content, ABSENT))
+            else:
+                self._do(name, lambda: self._client.put(self._key(name), content, version))
         except (Taken, Absent):
             present = self._content(name)  # the answer to a first try may have been lost on its way
             return present == content
@@ -166,7 +168,7 @@ class BucketPlace:
             if self._do(name, lambda: self._client.is_same(source, key)):
                 return
         for _ in range(SENDS):
-            self._do(name, lambda: self._client.send(source, key))
+            self._write(name, lambda: self._client.send(source, key))
             with suppress(Absent):
                 if self._do(name, lambda: self._client.is_same(source, key)) or self.sha256(name) == entry.sha256:
                     return
@@ -358,7 +360,7 @@ class BucketPlace:
         """Return whether a second create, and an update of what was updated meanwhile, are refused."""
         key = self._key(name)
         try:
-            self._do(name, lambda: self._client.put(key, b"1", ABSENT))
+            self._write(name, lambda: self._client.put(key, b"1", ABSENT))
             if self._is_accepted(name, b"2", ABSENT):
                 return False
             version = self._do(name, lambda: self._client.get(key))[1]
@@ -382,6 +384,13 @@ class BucketPlace:
         self.write(name, content)
         time.sleep(random.uniform(*SETTLE_SECONDS))  # noqa: S311 - not for secrets
         return self._content(name) == content
+
+    def _write(self, name: str, request: Callable[[], None]) -> None:
+        """Do as `_do` for a request that fails with "absent" only if the bucket is."""
+        try:
+            self._do(name, request)
+        except Absent as error:
+            raise self._explained(name, "refused", FileNotFoundError("there is no such bucket")) from error
 
     def _do(self, name: str, request: Callable[[], Answer]) -> Answer:
         """Return the answer to a request, which is tried again with growing, random delays where that can help.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PINS = ".pins"
+PARTIAL = ".partial"
 USED = ".used"
 WORK = ".work"
 LEFT_SECONDS = 86_400.0
@@ -68,6 +69,11 @@ class Cache:
             self._bytes = self._trim(0)
 
     def _trim(self, limit: int) -> int:
+        old = time.time() - LEFT_SECONDS
+        for path in self.root.glob(f"*/{PARTIAL}/*"):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < old:
+                    path.unlink()
         kept = sorted(self._kept(), key=lambda item: item.last_use)
         total = sum(item.bytes for item in kept)
         for item in kept:
