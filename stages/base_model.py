@@ -73,7 +73,7 @@ class ModelSource:
 
     def at(self, content: dict[str, Any]) -> ModelSource:
         """Return it as `content` says it was: at its commit, though the branch may have moved since."""
-        return ModelSource(self.name, content.get("commit"))
+        return replace(self, commit=content.get("commit"))
 
     def folder(self, patterns: tuple[str, ...]) -> Path:
         """Return a local folder with the files that match, downloading them if they are not on this machine yet.

@@ -74,6 +74,7 @@ def test_a_model_in_a_bucket_is_brought_once_and_pinned(s3: str, bucket: Any, ti
         assert find_model(run).folder(MODEL_FILES) == folder
         assert not [request for request in proxy.requests if request.startswith("GET") and "safetensors" in request]
         before = find_model(run).content(MODEL_FILES, digests)
+        assert find_model(run).at(before).folder(MODEL_FILES) == folder
         bucket.put_object(Key="team/base/config.json", Body=(tiny / "config.json").read_bytes() + b" ")
         assert find_model(run).content(MODEL_FILES, digests) != before
         assert find_model(run).folder(MODEL_FILES) != folder
@@ -130,6 +131,7 @@ def test_a_gguf_file_is_the_model_that_it_was_made_of(tiny: Path, tmp_path: Path
     assert by_name.content(MODEL_FILES, digests) == by_folder.content(MODEL_FILES, digests)
     folder = by_name.folder(MODEL_FILES)
     assert by_folder.folder(TOKENIZER_FILES) == folder
+    assert by_name.at(by_name.content(MODEL_FILES, digests)).folder(MODEL_FILES) == folder
     assert_same_weights(folder, tiny)
     here, there = (AutoTokenizer.from_pretrained(f) for f in (folder, tiny))
     text = "the quick brown fox: what is 1 + 1?"

@@ -51,6 +51,8 @@ def planted(tmp_path: Path, s3: str, web: FileServer) -> Project:
     ).Bucket(f"team-{os.urandom(4).hex()}")
     bucket.create()
     bucket.put_object(Key="chats.jsonl", Body=rows)
+    for path in (project.folder / "base").iterdir():
+        bucket.put_object(Key=f"base/{path.name}", Body=path.read_bytes())
     for name in ("user.jsonl", "signed.jsonl", "header.jsonl"):
         (web.folder / name).write_bytes(rows)
     host = web.endpoint.removeprefix("http://")
@@ -67,6 +69,8 @@ def planted(tmp_path: Path, s3: str, web: FileServer) -> Project:
     project.configure(
         datasets=[{"type": "chat_template", **path} for path in paths],
         publish={"to": f"s3://{bucket.name}/model", "storage_options": place},
+        base_model=f"s3://{bucket.name}/base",
+        base_model_storage_options=place,
         max_steps=1,
     )
     project.environment |= {
