@@ -134,12 +134,10 @@ REFUSED: dict[str, str] = spread(
         "remove it; fsdp_config shards the weights, experts too, over all processes": (
             "tensor_parallel_size dp_replicate_size expert_parallel_size"
         ),
-        "use datasets with type: completion": "pretraining_dataset pretraining_sample_concatenation",
-        "use datasets; fetch reads in constant memory anyway": "streaming",
+        "use sample_packing: true": "pretraining_sample_concatenation batch_flattening",
         "use datasets with type chat_template or completion; rows are always prepared": "skip_prepare_dataset",
         "remove it; packing keeps no order": "curriculum_sampling sample_packing_sequentially",
         "remove it; the tokenized rows are in artifact_store": "push_dataset_to_hub",
-        "use sample_packing: true": "batch_flattening",
         "use pad_to_sequence_len: true": "pad_to_multiple_of",
         "use sequence_len and sample_packing": "max_packed_sequence_len",
         "put the text into a system message of the data, or use chat_template_jinja": "default_system_message",
@@ -227,6 +225,7 @@ READ_INTO: dict[str, str] = {
     "float16": "fp16",
     "float32": "bf16",
     "fsdp": "fsdp_config",
+    "pretraining_dataset": "datasets",
     "fsdp_version": "fsdp_config",
     "fsdp_final_state_dict_type": "fsdp_config",
 }

@@ -32,10 +32,11 @@ WITHOUT_EFFECT_IN: dict[str, dict[str, str]] = {
 REFUSED_IN: dict[str, dict[str, str]] = {
     "datasets": _DATASET_REFUSED,
     "test_datasets": _DATASET_REFUSED,
-    "pretraining_dataset": spread({"use datasets with type: completion": "text_column skip"}),
+    "pretraining_dataset": spread({"use split with a slice: train[1000:]": "skip"}),
 }
 
 ALIASES_IN: dict[str, dict[str, str]] = {
+    "pretraining_dataset": {"text_column": "field"},
     "fsdp_config": {
         "version": "fsdp_version",
         "fsdp_version": "FSDP2, which is always run",

@@ -59,6 +59,7 @@ def load_run(path: Path, overrides: Sequence[str] = (), *, lenient: bool = False
     read_precision(document)
     classify_top(document)
     _read_attention(document)
+    _read_pretraining(document)
     _read_sharding(document, path.resolve().parent)
     classify_sections(document, lenient=lenient)
     notice_empty(document)
@@ -108,6 +109,29 @@ def _read_attention(document: Document) -> None:
     del document.values["attn_implementation"]
     if read_as:
         document.values["attn_implementation"] = read_as
+
+
+def _read_pretraining(document: Document) -> None:
+    """Bring `pretraining_dataset` into the words of `datasets`: text, read as far as `max_steps` goes."""
+    given = document.values.pop("pretraining_dataset", None)
+    if not given:
+        return
+    if document.values.get("datasets"):
+        rule = "datasets and pretraining_dataset exclude each other"
+        document.problem(("pretraining_dataset",), None, rule, "Keep one of them.")
+        return
+    datasets = []
+    for number, item in enumerate(given if isinstance(given, list) else [given]):
+        place: KeyPath = ("pretraining_dataset", number)
+        entry = dict(item) if isinstance(item, dict) else {"path": item}
+        kind, column = entry.pop("type", "pretrain"), entry.pop("text_column", "text")
+        if kind not in ("pretrain", "completion"):
+            document.problem((*place, "type"), kind, "only text is read here", "Use datasets for other types.")
+        if entry.pop("skip", None):
+            document.problem((*place, "skip"), None, "this is not done here", "Instead: split: train[1000:].")
+        datasets.append({**entry, "type": "completion", "field": column})
+        document.places[("datasets", number)] = document.place(place)
+    document.values |= {"datasets": datasets, "streaming": True}
 
 
 def _read_sharding(document: Document, folder: Path) -> None:

@@ -22,6 +22,10 @@ from pydantic import (
 
 from configs.secrets import redacted
 
+BYTES_A_TOKEN = 8
+MOST_PROCESSES = 8
+"""What `streaming` reckons with: see `RunConfig.bytes_wanted`."""
+
 Train = Literal["all", "turn", "last", "none"]
 
 
@@ -378,6 +382,9 @@ class RunConfig(Section):
 
     # Data
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1, description="The training data sets.")
+    streaming: bool = Field(
+        False, description="Read no more of each data set than max_steps can use, in the order of its files."
+    )
     test_datasets: tuple[DatasetConfig, ...] = Field(
         (), description="Data sets for evaluation alone, each with its own loss; excludes val_set_size."
     )
@@ -669,6 +676,12 @@ class RunConfig(Section):
         return f"datasets.{number}" if number < own else f"test_datasets.{number - own}"
 
     @model_validator(mode="after")
+    def _streaming_has_an_end(self) -> RunConfig:
+        if self.streaming and self.max_steps is None:
+            raise ValueError("streaming reads what max_steps can use; set max_steps: 1000, or remove streaming")
+        return self
+
+    @model_validator(mode="after")
     def _exclusive_keys(self) -> RunConfig:
         pairs = [("warmup_steps", "warmup_ratio"), ("eval_steps", "evals_per_epoch"), ("save_steps", "saves_per_epoch")]
         for first, second in pairs:
@@ -836,6 +849,19 @@ class RunConfig(Section):
     def publish_options(self) -> dict[str, Any]:
         """Return how the place that receives the model is reached."""
         return self.publish.storage_options if self.publish is not None else {}
+
+    @property
+    def bytes_wanted(self) -> int | None:
+        """Return how much is read of each data set (bytes of its rows as JSON), None for all of it.
+
+        Enough to fill every sequence of `max_steps`: a token seldom has more than `BYTES_A_TOKEN`. Where the number of
+        processes is left to the machine, `MOST_PROCESSES` are reckoned with, so that it does not change the key.
+        """
+        if not self.streaming or self.max_steps is None:
+            return None
+        processes = MOST_PROCESSES if self.launcher.processes == "auto" else self.launcher.processes
+        sequences = self.max_steps * self.sequences_per_pass * self.passes_per_step * processes
+        return sequences * self.sequence_len * BYTES_A_TOKEN
 
     @property
     def publish_to(self) -> str:

@@ -366,7 +366,7 @@ def _instruction_row(rng: random.Random) -> Row:
 def documented(case: Case, number: int, seen: Seen) -> str | None:
     """Return the reason of `infra/docs/from-axolotl.md` for which a row differs, None if it is another."""
     kind, template = case.dataset.get("type"), str(case.dataset.get("chat_template", ""))
-    written = json.dumps(case.rows[number], ensure_ascii=False)
+    written = json.dumps(case.rows[number], ensure_ascii=False).replace('\\"', '"')  # JSON in a string too
     if isinstance(seen.theirs, str):
         return "axolotl fails on the row" if seen.ours else "both refuse the row"
     if not seen.ours:

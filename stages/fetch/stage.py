@@ -37,7 +37,8 @@ def _inputs_of(sources: list[Source], context: Context) -> dict[str, Any]:
         sampling = sampling_of(context.run, number)
         drawn = {} if sampling is None else {"sampling": sampling.inputs()}
         datasets.append({"source": source.content(context.digests), "split": source.split, **drawn})
-    return {"datasets": datasets, "pyarrow": pa.__version__}
+    wanted = context.run.bytes_wanted
+    return {"datasets": datasets, "pyarrow": pa.__version__, **({} if wanted is None else {"bytes_wanted": wanted})}
 
 
 def _sources(context: Context) -> list[Source]:
@@ -84,7 +85,7 @@ def _fetch(
     with problems_of(context.run.source_key(number), dataset):
         for stretch in _drawn(_stretches(source), sampling):
             writing = Shards(number, len(shards), writer, watch)
-            for shard in _write_stretch(stretch, writing):
+            for shard in _until(context.run.bytes_wanted, shards, _write_stretch(stretch, writing)):
                 shards.append(shard)
                 rows += shard["rows"]
                 context.progress(rows, None, "rows", dataset=dataset.shown)
@@ -141,6 +142,17 @@ def _drawn(stretches: list[_Stretch], sampling: Sampling | None) -> list[_Stretc
         replace(s, drawn=s.start + rows[(rows >= begin) & (rows < end)] - begin)
         for s, (begin, end) in zip(known, pairwise(begins), strict=True)
     ]
+
+
+def _until(
+    wanted: int | None, written: list[dict[str, Any]], more: Iterator[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yield more shards while those written hold fewer bytes than wanted, all of them if `wanted` is None."""
+    while wanted is None or sum(facts["bytes"] for facts in written) < wanted:
+        facts = next(more, None)
+        if facts is None:
+            return
+        yield facts
 
 
 def _write_stretch(stretch: _Stretch, shards: Shards) -> Iterator[dict[str, Any]]:
