@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from configs.axolotl import ATTENTION, PLUGINS
 from configs.classify import classify_sections, classify_top, key_uses, notice_empty
-from configs.document import Document, dotted, drop_nulls, in_order, read_document
+from configs.document import Document, KeyPath, dotted, drop_nulls, in_order, read_document
 from configs.errors import ConfigError, KeyUse, Problem
 from configs.explain import explain
 from configs.overrides import apply_override
