@@ -201,8 +201,12 @@ def is_body(kind: str, method: str, path: str) -> bool:
     return method == "GET" and "big.jsonl" in path and (kind != "gcs" or "alt=media" in path)
 
 
-@pytest.mark.parametrize("kind", ["s3", "http", "gcs"])
-@pytest.mark.parametrize("fault", ["429", "503", "reset", "cut", "slow"])
+FAULTS = [(kind, fault) for kind in ("s3", "http", "gcs") for fault in ("429", "503", "reset", "cut", "slow")]
+EVERY_DAY = [("s3", "503"), ("http", "429"), ("gcs", "cut"), ("http", "reset")]
+SLOW = [pytest.param(*pair, marks=pytest.mark.slow) for pair in FAULTS if pair not in EVERY_DAY]
+
+
+@pytest.mark.parametrize(("kind", "fault"), [*EVERY_DAY, *SLOW])
 def test_a_fault_on_the_way_costs_time_and_nothing_else(
     bench: Bench, web: FileServer, s3: str, gcs: str, kind: str, fault: str
 ) -> None:
@@ -336,9 +340,7 @@ def test_damage_in_a_compressed_download_names_the_url(bench: Bench, web: FileSe
         bench.rows(url)
 
 
-def test_downloads_are_shared_by_processes_and_old_ones_are_swept(
-    bench: Bench, web: FileServer, tmp_path: Path
-) -> None:
+def test_old_downloads_are_swept(tmp_path: Path) -> None:
     kept = download.Downloads(tmp_path / "downloads")
     kept.folder.mkdir()
     for name, age in (("old", 8), ("young", 1)):

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.crash.faults import break_network
 from tests.crash.laboratory import Tally, enumerate_kills, kill_again_and_again
 from tests.crash.remote_scenarios import on_server
-from tests.crash.scenarios import LOCAL
+from tests.crash.scenarios import LOCAL, Scenario
 from tests.crash.whole import kill_whole_runs
 from tests.store_servers import ENVIRONMENT, serving
 
@@ -58,17 +58,21 @@ def run_all(folder: Path, seconds: float, only: str | None) -> list[Tally]:
 
     with serving("s3", folder / "server") as server:
         if only in (None, "kills"):
-            scenarios = (*LOCAL, *on_server(server))
-            tallies += [enumerate_kills(scenario, folder, until(1.0)) for scenario in scenarios]
-            spent = (time.monotonic() - began) / seconds
-            end = 1.0 if only else max(spent, 0.6)
-            for number, scenario in enumerate(scenarios, 1):
-                share = spent + (end - spent) * number / len(scenarios)
-                tallies.append(kill_again_and_again(scenario, folder, until(share)))
+            end = 1.0 if only else 0.6
+            tallies += _kill((*LOCAL, *on_server(server)), folder, until(0.4 * end), until(end))
         if only in (None, "faults"):
             tallies += break_network(server, folder, until(1.0 if only else 0.8), rounds=100_000)
     if only in (None, "runs"):
         tallies.append(kill_whole_runs(folder, until(1.0), most=1000))
+    return tallies
+
+
+def _kill(scenarios: tuple[Scenario, ...], folder: Path, half: float, deadline: float) -> list[Tally]:
+    """Kill at every point once, as far as the first part of the time goes, then recoveries too."""
+    tallies = [enumerate_kills(scenario, folder, half) for scenario in scenarios]
+    for number, scenario in enumerate(scenarios):
+        left = deadline - time.monotonic()
+        tallies.append(kill_again_and_again(scenario, folder, deadline - left * (1 - 1 / (len(scenarios) - number))))
     return tallies
 
 
