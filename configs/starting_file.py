@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,33 +54,6 @@ def usual_method(model: str, gpus: int, memory: int) -> Method:
     if size is None or gpus == 0 or size * LORA_BYTES <= memory * 1e9 * ROOM:
         return "lora"
     return "qlora"
-
-
-def dataset_keys(data: str) -> dict[str, Any]:
-    """Return the keys that read a data set, from its first row where that is a JSON file here; else those of chats."""
-    row = _first_row(Path(data))
-    for column in ("messages", "conversations"):
-        turns = row.get(column)
-        if isinstance(turns, list) and turns and isinstance(turns[0], dict):
-            field = {} if column == "messages" else {"field_messages": column}
-            renamed = {} if "role" in turns[0] else {"message_property_mappings": {"role": "from", "content": "value"}}
-            return {"type": "chat_template", **field, **renamed}
-    if "instruction" in row and "output" in row:
-        return {"type": "alpaca"}
-    if "segments" in row:
-        return {"type": "input_output"}
-    if isinstance(row.get("text"), str):
-        return {"type": "completion", "field": "text"}
-    return {"type": "chat_template"}
-
-
-def _first_row(path: Path) -> dict[str, Any]:
-    try:
-        with path.open(encoding="utf-8") as lines:
-            row = json.loads(next(line for line in islice(lines, 1) if path.suffix == ".jsonl"))
-    except (OSError, ValueError, StopIteration):
-        return {}
-    return row if isinstance(row, dict) else {}
 
 
 def starting_file(answers: Answers) -> str:

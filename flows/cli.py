@@ -232,7 +232,7 @@ def schema(markdown: bool) -> None:
 @click.argument("path", type=click.Path(path_type=Path), default="run.yaml")
 @click.option("--model", help="Hub id or folder of the model that is trained.")
 @click.option("--data", help="Hub id, or a file or folder with the rows.")
-@click.option("--type", "kind", help="Format of a row; default: found from the first one of a JSONL file.")
+@click.option("--type", "kind", help="Format of a row; default: found from the rows, where they are here.")
 @click.option("--adapter", type=click.Choice(["lora", "qlora", "full"]), help="Default: as is usual for the size.")
 @click.option("--gpu", metavar="NAME", help="GPU to train on, rtx4090 or 8xh100; cpu: none.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")

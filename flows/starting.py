@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import click
 
 from configs.errors import ConfigError, Problem
 from configs.load import load_run
-from configs.starting_file import Answers, Method, dataset_keys, starting_file, usual_method
+from configs.starting_file import Answers, Method, starting_file, usual_method
 from flows.command import say
 from stages.estimate.gpus import gpus_named
+from stages.inspection.sample import read_sample, tried, yaml_of
 
 
 def init(
@@ -29,6 +30,7 @@ def init(
 
     Raises:
         ConfigError: the file is there already, the model or the data is not given, or the GPU is not known.
+        DataError: the data holds no rows.
     """
     if path.exists() and not force:
         raise ConfigError([Problem(str(path), "", "", "this file is there already", "Name another, or use --force.")])
@@ -37,11 +39,21 @@ def init(
     gpus, memory = _hardware(gpu or _ask("gpu", "GPU (rtx4090, 8xh100, ...; cpu: none)", "rtx4090"))
     usual = usual_method(model, gpus, memory)
     method = adapter or cast("Method", _ask("adapter", "Train", usual, choices=get_args(Method)))
-    dataset = {"type": kind} if kind else dataset_keys(data)
+    dataset = {"type": kind} if kind else _dataset(data)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(starting_file(Answers(model, data, dataset, method, gpus, memory)), encoding="utf-8")
     load_run(path)
     say(f"{path} is written. See what it would do: sft plan {path}")
+
+
+def _dataset(data: str) -> dict[str, Any]:
+    """Return the keys that read a data set: those that fit its first rows where it is here, else those of chats."""
+    if Path(data).exists():
+        sample = read_sample(data)
+        fits = [outcome.advice for outcome in tried(sample) if outcome.usable]
+        if fits:
+            return {key: value for key, value in yaml_of(sample, fits[0]).items() if key != "path"}
+    return {"type": "chat_template"}
 
 
 def _hardware(name: str) -> tuple[int, int]:

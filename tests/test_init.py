@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from configs.load import load_run
 from configs.schema import RunConfig
-from configs.starting_file import dataset_keys, parameters_in, usual_method
+from configs.starting_file import parameters_in, usual_method
 from flows.cli import cli
 from tests.tiny import build_model
 
@@ -96,7 +96,7 @@ def test_at_a_terminal_it_asks(tmp_path: Path) -> None:
     [
         (CHAT, {"type": "chat_template"}),
         (
-            {"conversations": [{"from": "human", "value": "x"}]},
+            {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]},
             {
                 "type": "chat_template",
                 "field_messages": "conversations",
@@ -105,15 +105,16 @@ def test_at_a_terminal_it_asks(tmp_path: Path) -> None:
         ),
         ({"instruction": "a", "input": "", "output": "b"}, {"type": "alpaca"}),
         ({"segments": [{"label": True, "text": "x"}]}, {"type": "input_output"}),
-        ({"text": "once upon a time"}, {"type": "completion", "field": "text"}),
+        ({"body": "once upon a time"}, {"type": "completion", "field": "body"}),
         ({"other": 1}, {"type": "chat_template"}),
-        ([1], {"type": "chat_template"}),
     ],
 )
-def test_the_type_is_found_from_the_first_row(tmp_path: Path, row: Any, keys: dict[str, Any]) -> None:
-    (tmp_path / "rows.jsonl").write_bytes(orjson.dumps(row) + b"\n")
-    assert dataset_keys(str(tmp_path / "rows.jsonl")) == keys
-    assert dataset_keys("me/on-the-hub") == {"type": "chat_template"}
+def test_the_type_is_found_from_the_rows(tmp_path: Path, row: Any, keys: dict[str, Any]) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_bytes(b"\n".join([orjson.dumps(row)] * 5))
+    run = write(tmp_path, "--model=m", f"--data={data}", "--gpu=cpu")
+    assert run.datasets[0].model_dump(include=set(keys)) == keys
+    assert write(tmp_path, "--model=m", "--data=me/on-the-hub", "--force").datasets[0].type == "chat_template"
 
 
 @pytest.mark.parametrize(
