@@ -6,6 +6,7 @@ Below this module a configuration is never written to and never asked for a key 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -669,6 +670,10 @@ class RunConfig(Section):
     def sources(self) -> tuple[DatasetConfig, ...]:
         """Return every data set, those for training first: the position in it is the data set's number in artifacts."""
         return (*self.datasets, *self.test_datasets)
+
+    def only_pads(self, new_tokens: Collection[str]) -> bool:
+        """Return whether the one token that is new to a vocabulary is padding, which is never seen or predicted."""
+        return list(new_tokens) == [self.special_tokens.pad_token]
 
     def source_key(self, number: int) -> str:
         """Return the key of a data set by its number in artifacts: `datasets.0`, or `test_datasets.0`."""

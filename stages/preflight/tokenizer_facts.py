@@ -58,7 +58,10 @@ def tokenizer_facts(folder: Path, run: RunConfig) -> TokenizerFacts:
 def _wanted(run: RunConfig) -> list[str]:
     tokens = run.special_tokens
     named = (tokens.bos_token, tokens.eos_token, tokens.pad_token, tokens.unk_token)
-    return [token for token in (*named, *tokens.additional_special_tokens) if token]
+    renamed = set(run.added_tokens_overrides.values())  # which have their id already
+    return [
+        token for token in (*named, *tokens.additional_special_tokens, *run.tokens) if token and token not in renamed
+    ]
 
 
 def _vocabulary(folder: Path, wanted: Iterable[str]) -> tuple[int | None, list[str]]:
