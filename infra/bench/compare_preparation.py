@@ -89,7 +89,9 @@ def _compare(kind: str, data: Path, options: argparse.Namespace) -> dict[str, di
             for peer, command in commands.items():
                 for made in ("artifacts", "prepared", "saved", "out"):
                     shutil.rmtree(folder / made, ignore_errors=True)
-                rounds.setdefault(peer, []).append(_measured(command, folder))
+                figures = _measured(command, folder)
+                print(kind, peer, figures, file=sys.stderr, flush=True)
+                rounds.setdefault(peer, []).append(figures)
     return {
         peer: {name: round(median(one[name] for one in runs), 2) for name in runs[0]} for peer, runs in rounds.items()
     }
