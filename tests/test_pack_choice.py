@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.load import load_run
 from stages.artifacts import Artifact
 from stages.errors import ConfigError
 from stages.pack.mixture import mix
@@ -169,3 +171,19 @@ def bench(tmp_path: Path) -> Bench:
     ]
     second: list[Row] = [(12, slice(11, None)), (7, slice(3, None)), (3, slice(1, None)), (10, slice(5, None))]
     return Bench(tmp_path, [first, second])
+
+
+def test_the_yaml_of_the_page_on_data_sets_is_understood(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "infra" / "docs" / "data-sets.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    rest = "base_model: base\nlearning_rate: 0.0001\nmicro_batch_size: 1\ngradient_accumulation_steps: 1\n"
+    data = blocks[0][blocks[0].index("datasets:") :]
+    runs = []
+    for number, block in enumerate(blocks):
+        (tmp_path / f"{number}.yaml").write_text(rest + (block if "datasets:" in block else block + data))
+        runs.append(load_run(tmp_path / f"{number}.yaml").run)
+    assert [(run.mixture.unit, run.mixture.repeat) for run in runs if run.mixture] == [
+        ("trained_tokens", False),
+        ("trained_tokens", True),
+    ]
+    assert [dataset.weight for dataset in runs[0].datasets] == [3, 1]
