@@ -12,7 +12,7 @@ from collections.abc import Sequence
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/@'\"<>]*@)*(?P<rest>[^\s?#'\"<>]*)")
 _QUERY = re.compile(r"(?P<url>https?://[^\s?'\"<>]*)\?[^\s'\"<>)\]]*")
 _TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}|ya29\.[\w.-]{16,})")
-_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}")
+_BEARER = re.compile(r"(?i)(\bauthorization\W{1,4}basic\s+|\bbearer\s+)[\w.~+/=-]{12,}")
 _SECRET_KEY = re.compile(r"(?i)api_key|secret|passw|access_key")
 _SECRET_OPTION = re.compile(r"(?i)secret|token|passw|credential|private|account_key|sas|(^|_)key($|_(?!id$))|headers")
 SIGNATURE = re.compile(
@@ -30,7 +30,7 @@ def redacted(text: str) -> str:
     """
     text = _URL.sub(r"\g<scheme>\g<rest>", text)
     text = _QUERY.sub(r"\g<url>?...", text)
-    return _BEARER.sub(r"\1 ***", _TOKEN.sub("***", text))
+    return _BEARER.sub(r"\1***", _TOKEN.sub("***", text))
 
 
 def holds_secret(path: Sequence[str | int], value: object) -> bool:

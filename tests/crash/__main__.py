@@ -25,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0, help="budget of the whole laboratory")
     parser.add_argument("--only", choices=["kills", "faults", "runs"], help="a part of it")
+    parser.add_argument("--seed", type=int, default=1, help="of the first round of faults")
     parser.add_argument("--short", action="store_true", help="a sample of each kind, for every day")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     given = parser.parse_args()
@@ -34,7 +35,7 @@ def main() -> None:
         if given.short:
             tallies = run_sample(Path(name))
         else:
-            tallies = run_all(Path(name), given.minutes * 60, given.only)
+            tallies = run_all(Path(name), given.minutes * 60, given.only, given.seed)
     rows = [tally.row() for tally in tallies]
     wrong = [line for tally in tallies for line in tally.wrong]
     print(json.dumps({"rows": rows, "wrong": wrong}) if given.json else table(rows, wrong))
@@ -46,10 +47,10 @@ def run_sample(folder: Path) -> list[Tally]:
     never = time.monotonic() + 3600
     tallies = [enumerate_kills(scenario, folder, never, SAMPLE) for scenario in LOCAL]
     with serving("s3", folder / "server") as server:
-        return [*tallies, *break_network(server, folder, never, rounds=2)]
+        return [*tallies, *break_network(server, folder, never, range(1, 3))]
 
 
-def run_all(folder: Path, seconds: float, only: str | None) -> list[Tally]:
+def run_all(folder: Path, seconds: float, only: str | None, seed: int) -> list[Tally]:
     """Return the tally of each scenario: every point once, then recoveries killed too, then faults, then whole runs."""
     began, tallies = time.monotonic(), []
 
@@ -61,7 +62,7 @@ def run_all(folder: Path, seconds: float, only: str | None) -> list[Tally]:
             end = 1.0 if only else 0.6
             tallies += _kill((*LOCAL, *on_server(server)), folder, until(0.4 * end), until(end))
         if only in (None, "faults"):
-            tallies += break_network(server, folder, until(1.0 if only else 0.8), rounds=100_000)
+            tallies += break_network(server, folder, until(1.0 if only else 0.8), range(seed, seed + 100_000))
     if only in (None, "runs"):
         tallies.append(kill_whole_runs(folder, until(1.0), most=1000))
     return tallies

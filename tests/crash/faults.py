@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from stages.errors import TransientError
 from tasks.stage_task import RETRIES
 from tests.crash.laboratory import Tally
-from tests.crash.proxy import FaultProxy, faulty
+from tests.crash.proxy import faulty
 from tests.crash.remote_scenarios import empty, fetch_from, publish_to, remote_is_whole, upload_rows, write_artifact
 from tests.crash.scenarios import fetch_rows, write_rows
 from tests.object_stores import file_server
@@ -25,33 +24,26 @@ SHARE = 0.2
 LEASE_SECONDS = 30.0  # longer than a store that answers four of five requests can take
 KINDS = ("429", "500", "503", "reset", "lost", "cut", "slow", "silent", "flipped")
 BODIES = (".jsonl", ".bin", ".safetensors")
-"""Of what a bit may be flipped: what has a checksum. Nothing can tell a flipped bit of another answer."""
+"""Of what a bit may be flipped on S3: what has a checksum. Nothing can tell a flipped bit of another answer."""
 
 
-def chance(seed: int, share: float = SHARE) -> Callable[[int, str, str], str | None]:
-    """Return a choice of faults for a proxy."""
+def chance(seed: int, *, flips: bool, share: float = SHARE) -> Callable[[int, str, str], str | None]:
+    """Return a choice of faults for a proxy, with flipped bits where there is a checksum that tells."""
     rng = random.Random(seed)
 
     def choose(number: int, method: str, path: str) -> str | None:
         if rng.random() >= share:
             return None
         kind = rng.choice(KINDS)
-        if kind == "flipped" and not (method == "GET" and path.partition("?")[0].endswith(BODIES)):
+        if kind == "flipped" and not (flips and method == "GET" and path.partition("?")[0].endswith(BODIES)):
             return "cut"
         return kind
 
     return choose
 
 
-@contextmanager
-def before(upstream: str, seed: int) -> Iterator[FaultProxy]:
-    with faulty(upstream, chance(seed)) as proxy:
-        proxy.silence = 0.3
-        yield proxy
-
-
-def break_network(server: Server, folder: Path, deadline: float, rounds: int) -> list[Tally]:
-    """Do each work `rounds` times, or until the deadline, with other faults each time."""
+def break_network(server: Server, folder: Path, deadline: float, seeds: Sequence[int]) -> list[Tally]:
+    """Do each work once for each seed, or until the deadline, with other faults each time."""
     where = {name: Where(server, f"faults-{name}") for name in ("store", "data", "target")}
     works: dict[str, tuple[Callable[[Path], None], Callable[[str, Path], Any]]] = {
         "store on S3": (
@@ -71,14 +63,14 @@ def break_network(server: Server, folder: Path, deadline: float, rounds: int) ->
     for number, (name, (prepare, work)) in enumerate(works.items(), 1):
         until = began + (deadline - began) * 0.9 * number / len(works)
         what = f"{name}, {SHARE:.0%} of requests broken"
-        tallies.append(_rounds(what, server.url, prepare, work, folder, until, rounds))
+        tallies.append(_rounds(what, server.url, prepare, work, folder, until, seeds))
     tallies[0].wrong += remote_is_whole(where["store"], folder / "seen")
     with file_server(folder / "web") as web:
         (folder / "web").mkdir(exist_ok=True)
         write_rows(folder / "web")
         work = lambda url, root: fetch_rows(root, path=f"{url}/data.jsonl")  # noqa: E731
         name = f"fetch from a web server, {SHARE:.0%} of requests broken"
-        tallies.append(_rounds(name, web.endpoint, lambda root: None, work, folder, deadline, rounds))
+        tallies.append(_rounds(name, web.endpoint, lambda root: None, work, folder, deadline, seeds))
     return tallies
 
 
@@ -93,14 +85,15 @@ def _rounds(
     work: Callable[[str, Path], Any],
     folder: Path,
     deadline: float,
-    rounds: int,
+    seeds: Sequence[int],
 ) -> Tally:
     tally = Tally(name)
     expected = work(upstream, _begin_anew(prepare, folder / "round"))
-    for seed in range(1, rounds + 1):
+    for seed in seeds:
         if time.monotonic() > deadline:
             break
-        with before(upstream, seed) as proxy:
+        with faulty(upstream, chance(seed, flips="S3" in name)) as proxy:
+            proxy.silence = 0.3  # seconds
             began = time.monotonic()
             try:
                 found = _patiently(partial(work, proxy.endpoint, _begin_anew(prepare, folder / "round")), tally)
