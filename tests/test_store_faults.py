@@ -89,6 +89,18 @@ def test_a_fifth_of_all_requests_fails_in_random_ways(where: Where, tmp_path: Pa
     assert proxy.injected.total() >= 3
 
 
+def test_a_create_whose_answer_was_lost_is_ours_and_one_that_came_second_is_not(where: Where, tmp_path: Path) -> None:
+    with faulty(where.server.url) as proxy:
+        place = machine(where, proxy, tmp_path).place
+        assert place.create("first", b"1")
+        since = len(proxy.requests)
+        proxy.choose = lambda number, method, path: "lost" if number == since + 1 and method == "PUT" else None
+        assert place.create("second", b"ours")
+        assert proxy.injected["lost"] == 1
+        assert not place.create("second", b"another's")
+        assert place.read("second") == b"ours"
+
+
 @pytest.mark.slow
 def test_a_store_that_throttles_for_a_while_is_waited_for(where: Where, tmp_path: Path) -> None:
     with faulty(where.server.url) as proxy:
