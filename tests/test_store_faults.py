@@ -14,6 +14,7 @@ import pytest
 
 from stages.artifacts import Artifact, FileDigests, Store, digest_of
 from stages.artifacts import bucket as bucket_module
+from stages.artifacts import objects as objects_module
 from stages.artifacts.bucket import BucketPlace
 from stages.artifacts.collect import collect, removable
 from stages.artifacts.opening import open_store
@@ -38,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def where(server: Server, monkeypatch: pytest.MonkeyPatch) -> Where:
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(bucket_module, "LONGEST_DELAY_SECONDS", 0.5)
+    monkeypatch.setattr(objects_module, "LONGEST_DELAY_SECONDS", 0.5)
     return server.place()
 
 
@@ -115,7 +116,7 @@ def test_a_store_that_throttles_for_a_while_is_waited_for(where: Where, tmp_path
 
 
 def test_a_store_that_is_away_is_one_sentence(where: Where, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket_module, "FIRST_PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(objects_module, "FIRST_PATIENCE_SECONDS", 2.0)
     with faulty(where.server.url, lambda number, method, path: "reset") as proxy:
         store = machine(where, proxy, tmp_path)
         with pytest.raises(TransientError, match="no answer for") as raised:
@@ -132,7 +133,7 @@ def test_a_download_goes_on_where_it_broke_off(where: Where, tmp_path: Path, mon
         assert found is not None
         place = found.place
         assert isinstance(place, BucketPlace)
-        monkeypatch.setattr(place, "_patience", 0.0)
+        monkeypatch.setattr(place._objects, "_patience", 0.0)
         blocks = 0
 
         def break_off(number: int, method: str, path: str) -> str | None:
@@ -144,7 +145,7 @@ def test_a_download_goes_on_where_it_broke_off(where: Where, tmp_path: Path, mon
         with pytest.raises(TransientError):
             found.path("b/large.bin")
         proxy.choose, proxy.ranges[:] = lambda number, method, path: None, []
-        monkeypatch.setattr(place, "_patience", 180.0)
+        monkeypatch.setattr(place._objects, "_patience", 180.0)
         assert found.path("b/large.bin").read_bytes() == FILES["b/large.bin"]
         assert len(proxy.ranges) == 8, "the first eight of the sixteen blocks were kept"
 

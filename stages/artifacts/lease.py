@@ -15,11 +15,12 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 import psutil
 
+from stages.artifacts.objects import Objects
 from stages.errors import SftError
 
 RENEWALS = 4
@@ -29,19 +30,6 @@ MARGIN = 0.8
 POLL_SECONDS = 1.0
 FREE = b'{"holder":null}'
 """What a holder leaves behind."""
-
-
-class Objects(Protocol):
-    """What a lease needs of an object store."""
-
-    def load(self, name: str) -> tuple[bytes, str] | None:
-        """Return content and version of an object, None if there is none."""
-
-    def swap(self, name: str, content: bytes, version: str | None) -> bool:
-        """Write an object if the present one has that version (None: there is none); return whether it was written."""
-
-    def age(self, name: str) -> float:
-        """Return the seconds since an object was written, by the clock of the object store alone."""
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class Place(Protocol):
         """Return the SHA-256 of a data file where it can be had without moving the file, else None."""
 
     def sha256(self, name: str) -> str:
-        """Return the SHA-256 of a file as it is read now."""
+        """Return the SHA-256 of a file as it is read now; "" if it is gone."""
 
     def hold(self, name: str, *, wait: bool = True) -> AbstractContextManager[bool]:
         """Hold a right that one has at a time; False if another has it and `wait` is False."""
@@ -199,8 +199,11 @@ class FolderPlace:
         return None if self._digests is None else self._digests.sha256(self.here / name)
 
     def sha256(self, name: str) -> str:
-        """Return the SHA-256 of a file as it is read now."""
-        return sha256_file(self.here / name)
+        """Return the SHA-256 of a file as it is read now; "" if it is gone."""
+        try:
+            return sha256_file(self.here / name)
+        except FileNotFoundError:
+            return ""
 
     @contextmanager
     def hold(self, name: str, *, wait: bool = True) -> Iterator[bool]:
