@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,7 +147,7 @@ def inspect(given: GivenConfig, jsonl: bool, html: Path | None, rows: int | None
     if given.path.suffix.lower() not in CONFIG_FILES:
         if jsonl or html is not None or given.overrides:
             raise click.UsageError(f"{given.path} is no YAML file: without a configuration, only --rows is understood")
-        inspect_data(str(given.path), rows)
+        inspect_data(re.sub(r"^(\w+):/+", r"\1://", str(given.path)), rows)  # a path has lost a slash of s3://
         return
     inspect_run(given.load(), jsonl=jsonl, html=html, rows=rows)
 
