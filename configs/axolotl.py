@@ -105,7 +105,9 @@ WITHOUT_EFFECT: dict[str, str] = spread(
         "part of use_pose": "pose_split_on_token_ids pose_max_context_len pose_num_chunks",
         "part of use_eaft": "eaft_alpha eaft_k",
         "part of scaling_softmax": "scaling_softmax_factor scaling_softmax_bias",
-        "part of torch_compile": "torch_compile_backend torch_compile_mode torch_compile_options deepcompile",
+        "the same result without compiling the model": (
+            "torch_compile torch_compile_backend torch_compile_mode torch_compile_options deepcompile"
+        ),
         "part of context_parallel_size": "heads_k_stride ring_attn_func",
         "part of fp8": "fp8_enable_fsdp_float8_all_gather",
         "part of model_quantization_config": "model_quantization_config_kwargs",

@@ -140,4 +140,4 @@ def _failure(code: int, outcome: dict[str, Any], log: Path, base_model: str) -> 
     )
 
 
-STAGE = Stage("merge", version=1, needs=("train",), inputs=inputs, produce=produce)
+STAGE = Stage("merge", version=2, needs=("train",), inputs=inputs, produce=produce)

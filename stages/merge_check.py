@@ -7,6 +7,7 @@ the model as it was loaded back see everything else: names, tying, files, config
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ PROBE_SHAPE = (4, 16)  # rows, tokens: enough to touch every layer at many posit
 WRAPPER = "base_model.model."  # what peft puts in front of the base model's names
 
 Shapes = dict[str, tuple[int, ...]]
+Read = Callable[[str], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Fingerprint:
 
     Attributes:
         shapes: the base's tensors by name.
-        products: module -> W' v, (rows of W,) float32, where W' is W + scale * B A, with DoRA's row lengths if it has.
+        products: module -> W' v, (rows of W,) float32, W' = W + scale * B A, with DoRA's row lengths if any.
         sizes: module -> RMS that such a product has over all v, the unit of its error.
         change: RMS of (W' - W) v over all modules.
         rows: (rows, tokens) int64 token ids.
@@ -80,6 +82,39 @@ def fingerprint(adapted: PeftModel, shapes: Shapes, rows: torch.Tensor) -> Finge
     return Fingerprint(shapes, products, sizes, change, rows, logits_of(adapted, rows))
 
 
+@torch.inference_mode()
+def compare_layers(adapted: PeftModel, base: Read, merged: Read, dtype: str) -> tuple[float, float]:
+    """Return `weights` and `rounding` of `Difference`, reading a tensor of the base and of the merged model at a time.
+
+    Raises:
+        StageError: a difference beyond what rounding explains.
+    """
+    errors, changes, worst = [], [], 0.0
+    for name, module in adapted.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        name = name.removeprefix(WRAPPER)
+        weight = base(f"{name}.weight").float()
+        delta, found = _delta(module, weight), merged(f"{name}.weight").float()
+        probe = _probe(weight)
+        changes.append(delta @ probe)
+        errors.append(found @ probe - (weight @ probe + changes[-1]))
+        size = _rms(weight + delta) * weight.shape[1] ** 0.5
+        ratio = _rms(errors[-1]) / max(size, torch.finfo(torch.float32).tiny)
+        worst = max(worst, _bounded(ratio, WEIGHT_BOUNDS[dtype], dtype, f"the weight of {name} differs"))
+    change = _rms(torch.cat(changes)) if changes else 0.0
+    return worst, _rms(torch.cat(errors)) / change if change else 0.0
+
+
+def compare_logits(found: torch.Tensor, expected: torch.Tensor, dtype: str) -> float:
+    """Return the difference of logits, RMS over RMS.
+
+    Raises:
+        StageError: it is more than rounding explains.
+    """
+    return _bounded(_rms(found - expected) / _rms(expected), LOGIT_BOUNDS[dtype], dtype, "logits differ")
+
+
 def _delta(module: LoraLayer, weight: torch.Tensor) -> torch.Tensor:
     """Return what an adapter adds to a (rows, columns) weight.
 
@@ -110,8 +145,7 @@ def compare(merged: PreTrainedModel, expected: Fingerprint, dtype: str) -> Diffe
         errors.append(weight @ _probe(weight) - product)
         ratio = _rms(errors[-1]) / max(expected.sizes[name], torch.finfo(torch.float32).tiny)
         worst = max(worst, _bounded(ratio, WEIGHT_BOUNDS[dtype], dtype, f"the weight of {name} differs"))
-    logits = _rms(logits_of(merged, expected.rows) - expected.logits) / _rms(expected.logits)
-    _bounded(logits, LOGIT_BOUNDS[dtype], dtype, "logits differ")
+    logits = compare_logits(logits_of(merged, expected.rows), expected.logits, dtype)
     rounding = _rms(torch.cat(errors)) / expected.change if errors and expected.change else 0.0
     return Difference(worst, logits, rounding)
 

@@ -25,6 +25,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -35,12 +36,25 @@ from stages.errors import StageError
 from stages.merge_check import (
     LOGIT_BOUNDS,
     WEIGHT_BOUNDS,
+    Difference,
     compare,
+    compare_layers,
+    compare_logits,
     compare_quantised,
     fingerprint,
     logits_of,
     probe_rows,
     shapes_of,
+)
+from stages.merge_stream import (
+    WeightFiles,
+    as_trained,
+    can_stream,
+    empty_adapted,
+    empty_model,
+    merged_shards,
+    streamed,
+    write_shards,
 )
 
 ADAPTER = "adapter_model.safetensors"
@@ -85,12 +99,12 @@ def main(job: Job) -> None:
     disable_progress_bar()
     warnings.simplefilter("ignore", FutureWarning)  # of libraries about each other
     try:
-        outcome = {"dtype": job.dtype, **merge(job)}
+        found = {"dtype": job.dtype, **merge(job)}
     except StageError as error:
-        outcome = {"error": str(error)}
+        found = {"error": str(error)}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     measured = {"seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": peak}
-    job.result.write_bytes(orjson.dumps({**outcome, **measured}))
+    job.result.write_bytes(orjson.dumps({**found, **measured}))
 
 
 @torch.inference_mode()
@@ -100,8 +114,35 @@ def merge(job: Job) -> dict[str, Any]:
     Raises:
         StageError: the adapter does not fit the base, or the merged model does not compute what they compute.
     """
-    print(f"loading {job.base_model.name} in {job.dtype}")  # noqa: T201
     tokenizer = AutoTokenizer.from_pretrained(job.adapter, trust_remote_code=job.trust_remote_code)
+    if not job.trust_remote_code and can_stream(job.base_model, job.adapter, len(tokenizer)):
+        return merge_by_layer(job, tokenizer)
+    return merge_whole(job, tokenizer)
+
+
+def merge_by_layer(job: Job, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Merge and check in the memory of one file of the base model; see `stages.merge_stream`."""
+    print(f"merging into {job.base_model.name} in {job.dtype}, file by file")  # noqa: T201
+    dtype, files = getattr(torch, job.dtype), WeightFiles(job.base_model)
+    base, adapted = empty_model(job.base_model, dtype), empty_adapted(job.base_model, job.adapter, dtype)
+    dtypes = {"trained": getattr(torch, job.trained_dtype), "merged": dtype}
+    parameters = base.num_parameters()  # tied ones count once, as long as they are one
+    read = as_trained(base, files.read, **dtypes, quantization=job.quantization)
+    job.output.mkdir(parents=True, exist_ok=True)
+    write_shards(merged_shards(adapted, files, read, dtype), job.output)
+    write_settings(base, tokenizer, job)
+    rows, merged = probe_rows(min(len(tokenizer), base.get_input_embeddings().weight.shape[0])), WeightFiles(job.output)
+    weights, rounding = compare_layers(adapted, read, merged.read, job.dtype)
+    with streamed(adapted, read, dtype):
+        expected = logits_of(adapted, rows)
+    with streamed(base, merged.read, dtype):
+        logits = compare_logits(logits_of(base, rows), expected, job.dtype)
+    return outcome(parameters, Difference(weights, logits, rounding), job.dtype)
+
+
+def merge_whole(job: Job, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Merge and check with the whole model in memory: where the adapter brings more than low-rank layers."""
+    print(f"loading {job.base_model.name} in {job.dtype}")  # noqa: T201
     base = load_base(job, len(tokenizer))
     rows = probe_rows(min(len(tokenizer), base.get_input_embeddings().weight.shape[0]))
     quantised_logits = None
@@ -120,16 +161,17 @@ def merge(job: Job) -> dict[str, Any]:
     del base, adapted
     gc.collect()  # so that one model at a time is in memory
     merged = load_model(job.output, job, job.dtype)
-    difference = compare(merged, expected, job.dtype)
+    return outcome(merged.num_parameters(), compare(merged, expected, job.dtype), job.dtype)
+
+
+def outcome(parameters: int, difference: Difference, dtype: str) -> dict[str, Any]:
+    """Say what the check measured, and return it."""
     print(  # noqa: T201
         f"checked: logits differ from base + adapter by {difference.logits:.2g} (allowed "
-        f"{LOGIT_BOUNDS[job.dtype]:.2g}), rounding of weights is {difference.rounding:.2%} of what the adapter changed"
+        f"{LOGIT_BOUNDS[dtype]:.2g}), rounding of weights is {difference.rounding:.2%} of what the adapter changed"
     )
-    return {
-        "parameters": merged.num_parameters(),
-        "differences": asdict(difference),
-        "bounds": {"weights": WEIGHT_BOUNDS[job.dtype], "logits": LOGIT_BOUNDS[job.dtype]},
-    }
+    bounds = {"weights": WEIGHT_BOUNDS[dtype], "logits": LOGIT_BOUNDS[dtype]}
+    return {"parameters": parameters, "differences": asdict(difference), "bounds": bounds}
 
 
 def load_base(job: Job, tokens: int) -> PreTrainedModel:
@@ -207,12 +249,30 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: Job) -
     """Write the complete folder: weights and configs from the model, the tokenizer's files as they were trained."""
     align_special_tokens(model, tokenizer)
     model.save_pretrained(job.output, max_shard_size=SHARD_SIZE)
+    copy_tokenizer(job)
+    open_to_readers(job.output)
+
+
+def write_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
+    """Write all of the complete folder but the weights."""
+    if (job.base_model / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(job.base_model)
+    align_special_tokens(model, tokenizer)
+    model.config.architectures, model.config.dtype = [type(model).__name__], getattr(torch, job.dtype)
+    model.config.save_pretrained(job.output)
+    if model.can_generate() and model.generation_config is not None:
+        model.generation_config.save_pretrained(job.output)
+    copy_tokenizer(job)
+    open_to_readers(job.output)
+
+
+def copy_tokenizer(job: Job) -> None:
+    """Copy the tokenizer's files as they were trained."""
     for path in sorted(job.adapter.rglob("*")):
         name = path.relative_to(job.adapter)
         if (name.name in TOKENIZER_FILES and name.name != "config.json") or name.suffix == ".jinja":
             (job.output / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, job.output / name)
-    open_to_readers(job.output)
 
 
 def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

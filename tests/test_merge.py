@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs import RunConfig
-from stages import merge, merge_check, merge_worker
+from stages import merge, merge_check, merge_stream, merge_worker
 from stages.artifacts import Artifact, FileDigests, Store, sha256_file
 from stages.errors import StageError, TransientError
 from stages.merge_worker import Job
@@ -334,3 +334,31 @@ def wait_for(found: Callable[[], Any], seconds: float = 60) -> Any:
             return value
         time.sleep(0.02)
     raise AssertionError(f"nothing after {seconds} s")
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["lora", "dora"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_file_by_file_is_as_in_memory(tmp_path: Path, options: dict[str, Any], tied: bool) -> None:
+    small = build_model(tmp_path / "base", tie_word_embeddings=tied)
+    model = AutoModelForCausalLM.from_pretrained(small)
+    model.save_pretrained(small, max_shard_size="200KB")
+    (small / "model.safetensors").unlink()  # several files now, with an index
+    adapter = train_adapter(small, tmp_path / "adapter", **options)
+    jobs = [Job(small, adapter, tmp_path / name, tmp_path / "r", "float32", "float32", None, False) for name in "ab"]
+    assert merge_stream.can_stream(small, adapter, 300)
+    with torch.inference_mode():
+        found = merge_worker.merge_by_layer(jobs[0], AutoTokenizer.from_pretrained(adapter))
+        whole = merge_worker.merge_whole(jobs[1], AutoTokenizer.from_pretrained(adapter))
+    assert found["parameters"] == whole["parameters"]
+    assert {p.name for p in jobs[0].output.glob("*.safetensors")} == {p.name for p in small.glob("*.safetensors")}
+    a, b = (AutoModelForCausalLM.from_pretrained(job.output).state_dict() for job in jobs)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (jobs[0].output / name).read_bytes() == (jobs[1].output / name).read_bytes(), name
+
+
+def test_what_is_more_than_low_rank_layers_is_merged_in_memory(base: Path, tmp_path: Path) -> None:
+    saved = train_adapter(base, tmp_path / "saved", modules_to_save=["lm_head"], target_modules=["q_proj"])
+    assert not merge_stream.can_stream(base, saved, 300)
+    assert not merge_stream.can_stream(base, train_adapter(base, tmp_path / "plain"), 10_000)  # a grown vocabulary

@@ -51,10 +51,12 @@ def test_zero_trains_the_same_model_as_one_process(bench: Bench, tmp_path: Path)
         made = [matrix_job(bench, tmp_path / root / name, world_size=processes, **jobs[name]) for name in jobs]
         assert run_on_ranks(act, processes, [job.model_dump_json() for job in made]) == [[None] * len(jobs)] * processes
 
-    kinds = {"full": {}, "lora": LORA, "qlora": QLORA}
+    kinds = {"full": {}, "lora": LORA, "qlora": QLORA, "lora8": LORA8}
     run_jobs("1", kinds, 1)
     jobs: dict[str, dict[str, Any]] = {f"full {stage}": zero(stage) for stage in (1, 2, 3)}
     jobs |= {"lora 2": {**LORA, **zero(2)}, "lora 3": {**LORA, **zero(3)}, "qlora 2": {**QLORA, **zero(2)}}
+    jobs |= {"lora 1": {**LORA, **zero(1)}, "qlora 1": {**QLORA, **zero(1)}}
+    jobs |= {"lora8 1": {**LORA8, **zero(1)}, "lora8 2": {**LORA8, **zero(2)}}
     jobs["full 3, recomputed"] = {**zero(3), "gradient_checkpointing": True}
     run_jobs("2", jobs, 2)
     stopped = {name: jobs[name] for name in ("full 2", "full 3", "lora 3")}
@@ -62,8 +64,11 @@ def test_zero_trains_the_same_model_as_one_process(bench: Bench, tmp_path: Path)
     run_jobs("stopped", stopped, 2)
     for name in jobs:
         one, two = tmp_path / "1" / name.split()[0], tmp_path / "2" / name
-        assert losses(two) == pytest.approx(losses(one), rel=1e-5), name
-        assert eval_loss(two) == pytest.approx(eval_loss(one), rel=1e-5), name
+        close = 2e-3 if "lora8" in name else 1e-5  # 8-bit layers round their inputs by the rows of a pass
+        assert losses(two) == pytest.approx(losses(one), rel=close), name
+        assert eval_loss(two) == pytest.approx(eval_loss(one), rel=close), name
+        if "lora8" in name:
+            continue
         file = "model.safetensors" if name.startswith("full") else "adapter_model.safetensors"
         found, expected = (load_file(work / "final/model" / file) for work in (two, one))
         assert found.keys() == expected.keys()

@@ -103,6 +103,14 @@ def test_every_split_of_a_step_gives_the_mean_over_its_trained_tokens(bench: Ben
         assert read_metrics(work / "metrics.jsonl")[-1]["eval_loss"] == pytest.approx(eval_loss, rel=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "micro", "passes"), [(1, 1, 8), (2, 4, 1), (2, 1, 4), (4, 2, 1), (4, 1, 2)])
+def test_more_splits_of_a_step(bench: Bench, tmp_path: Path, processes: int, micro: int, passes: int) -> None:
+    keys = {"micro_batch_size": micro, "gradient_accumulation_steps": passes}
+    run_on_ranks(train_job, processes, make_job(bench, tmp_path / "work", processes, **keys))
+    assert_step_is(bench, tmp_path / "work", *reference(bench, SEQUENCES[:8], bench.model))
+
+
 def test_a_last_step_with_fewer_sequences_than_processes_is_trained(bench: Bench, tmp_path: Path) -> None:
     keys = {"micro_batch_size": 3, "gradient_accumulation_steps": 2, "num_epochs": 1}
     run_on_ranks(train_job, 2, make_job(bench, tmp_path / "work", 2, **keys))  # 8 sequences in a step of 12
