@@ -166,7 +166,6 @@ REFUSED: dict[str, str] = spread(
         "use attn_implementation: sdpa": "s2_attention scaling_softmax",
         "remove it; the same result without it": "flash_attn_rms_norm",
         "remove it; plain cross-entropy is the loss": "use_eaft use_pose",
-        "remove it": "torch_compile",
         "remove it; models are trained to predict the next token": "diffusion",
         "name a dense model as base_model, and compress the published one": "llmcompressor",
         "remove it; the Trainer is this project's": "trainer_cls",
