@@ -112,7 +112,7 @@ def report(options: argparse.Namespace, found: list[dict[str, Any]]) -> None:
 
 def write_rows(folder: Path, length: int) -> float:
     """Write the same chats for both, of uneven length, and return their mean number of tokens, roughly."""
-    draw = random.Random(0)  # noqa: S311  the same rows every time
+    draw = random.Random(0)  # the same rows every time
     words = [max(8, int(min(length * 0.8, draw.lognormvariate(4.6, 0.7)))) for _ in range(ROWS)]
     with (folder / "ours.jsonl").open("w") as ours, (folder / "trl.jsonl").open("w") as trl:
         for count in words:
