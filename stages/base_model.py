@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -106,6 +107,12 @@ class ModelSource:
 
         try:
             return Path(READING.call(download))
+        except GatedRepoError as error:
+            rule = "this model is gated: the Hub gives its files only to accounts that have accepted its terms"
+            remedy = (
+                "Accept them on the model's page, and set the environment variable HF_TOKEN to that account's token."
+            )
+            raise ConfigError([Problem("configuration", "base_model", self.name, rule, remedy)]) from error
         except (HfHubHTTPError, OSError) as error:
             raise TransientError(f"{self.name}: the download from the Hub failed: {said(error)}") from None
 

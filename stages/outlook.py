@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 from configs.load import LoadedRun
 from configs.schema import RunConfig
 from stages.base_model import TOKENIZER_FILES, find_model, find_tokenizer
-from stages.errors import ConfigError, SftError
+from stages.errors import ConfigError, Problem, SftError
 from stages.estimate.activations import Pass
 from stages.estimate.fit import Fit, fit
 from stages.estimate.gpus import Gpu, gpu_called, gpus_named
@@ -173,12 +173,16 @@ def _found(findings: list[Finding], find: Callable[[], Found]) -> Found | None:
     try:
         return find()
     except ConfigError as problem:
-        new = [refused("not-found", wrong, stage="tokenize") for wrong in problem.problems]
+        new = [refused(_check_of(wrong), wrong, stage="tokenize") for wrong in problem.problems]
     except SftError as problem:
         rule = f"could not be looked at: {problem}".rstrip(".")
         new = [note("not-looked-at", "base_model", None, rule, "What depends on it is not checked.")]
     findings += [finding for finding in new if finding not in findings]
     return None
+
+
+def _check_of(wrong: Problem) -> str:
+    return "hub-token-missing" if "HF_TOKEN" in wrong.remedy else "not-found"
 
 
 def _fit(run: RunConfig, shape: ModelShape | None, devices: Devices) -> Fit | None:

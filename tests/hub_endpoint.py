@@ -29,6 +29,7 @@ class Hub(ThreadingHTTPServer):
     """The server; `requests` records every path that was asked for, `broken` makes it answer 503 to all.
 
     With a `token` its repositories are private: who does not send it is told that there are none.
+    Of a repository in `gated` it tells everybody, and gives its files to those who bring a token.
     """
 
     daemon_threads = True
@@ -39,6 +40,7 @@ class Hub(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.broken = False
         self.token: str | None = None
+        self.gated: set[str] = set()
 
     @property
     def endpoint(self) -> str:
@@ -132,6 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
         kind, repo = "datasets" if match["kind"] else "models", match["repo"]
         if not (self.server.folder / kind / repo).is_dir():
             return self._send_json(404, {"error": "Repository not found"}, "RepoNotFound")
+        if repo in self.server.gated and not self.headers.get("Authorization"):
+            return self._send_json(401, {"error": f"Access to model {repo} is restricted"}, "GatedRepo")
         found = self.server.tree(kind, repo, match["revision"])
         if found is None or not (found[1] / match["path"]).is_file():
             return self._send_json(404, {"error": "Entry not found"}, "EntryNotFound")

@@ -88,13 +88,12 @@ def gpu_called(model: str) -> Gpu | None:
 
 
 def _find(name: str) -> Gpu | None:
-    words = re.sub(
-        r"\b(nvidia|geforce|tesla|sxm\d?|pcie|hbm\d?e?|gpu)\b", " ", name.lower().replace("_", " ").replace("-", " ")
-    )
-    plain = re.sub(r"\s+", "", words)
-    memory = re.search(r"(\d+)gb$", plain)
-    model = plain[: memory.start()] if memory else plain
-    for candidate in (f"{model}-{memory[0]}" if memory else "", DEFAULTS.get(model, ""), model, plain):
+    words = re.sub(r"[-_ ]+", " ", name.lower())
+    words = re.sub(r"\b(nvidia|geforce|tesla|sxm\d?|pcie|hbm\d?e?|gpu)\b", "", words)
+    memory = re.search(r"\b\d+ ?gb\b", words)
+    model = words.replace(memory[0], "") if memory else words
+    plain = model.replace(" ", "")
+    for candidate in (f"{plain}-{memory[0].replace(' ', '')}" if memory else "", DEFAULTS.get(plain, ""), plain):
         if candidate in GPUS:
             return GPUS[candidate]
     return None

@@ -199,10 +199,8 @@ def _optimizer_work(run: RunConfig, shape: ModelShape, step: Pass) -> dict[str, 
 def _communication(run: RunConfig, shape: ModelShape, step: Pass, processes: int) -> float:
     """Return the buffers of several processes: DDP's second copy of the gradients; blocks that are gathered."""
     dequantised = step.bytes * _largest(shape.linears) if run.load_in_4bit or run.load_in_8bit else 0.0
-    if processes == 1:
-        return dequantised
     trained = shape.trained_weights(run)
-    if run.sharding in ("none", "zero0"):
+    if run.sharding in ("none", "zero0"):  # a single process has them, too: torchrun makes it a group of one
         return dequantised + _trained_bytes(run, step) * trained
     if run.sharding in ("zero1", "zero2"):
         return dequantised + 2 * step.bytes * min(trained, _bucket(run))
