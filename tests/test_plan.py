@@ -121,12 +121,19 @@ def test_warnings_end_it_only_where_that_is_asked_for(project: Project) -> None:
 
 def test_all_that_is_wrong_is_told_at_once(project: Project) -> None:
     done = sft(
-        "validate", "run.yaml", "datasets.0.path=nowhere.jsonl", "attn_implementation=xformers", "--json", expect=2
+        "validate",
+        "run.yaml",
+        "datasets.0.path=nowhere.jsonl",
+        "attn_implementation=paged_attention",
+        "--json",
+        expect=2,
     )
     found = orjson.loads(done.stdout)
     assert not found["valid"]
     assert {problem["key"] for problem in found["problems"]} == {"datasets.0.path", "attn_implementation"}
-    done = sft("plan", "run.yaml", "datasets.0.path=nowhere.jsonl", "attn_implementation=xformers", "--json", expect=2)
+    done = sft(
+        "plan", "run.yaml", "datasets.0.path=nowhere.jsonl", "attn_implementation=paged_attention", "--json", expect=2
+    )
     assert {p["key"] for p in orjson.loads(done.stdout)["problems"]} == {"datasets.0.path", "attn_implementation"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -133,7 +134,7 @@ FAULTS: list[tuple[str, str, str, str, dict[str, Any]]] = [
         "attn_implementation",
         "does not keep packed samples apart",
         "attn_implementation: sdpa",
-        {"attn_implementation": "xformers"},
+        {"attn_implementation": "paged_attention"},
     ),
     (
         "optimizer-cannot-be-sharded",
@@ -226,6 +227,24 @@ def test_new_tokens_count_what_the_model_has_no_row_for(desk: Desk) -> None:
     assert "to 128,302 (<0>, <100>, <101>, <102>)" in desk.one("error", special_tokens=MANY_TOKENS).rule
     fitting = {"additional_special_tokens": MANY_TOKENS["additional_special_tokens"][:254]}
     assert not desk.outlook(special_tokens=fitting).at("error")
+    desk.write(model={**LLAMA, "vocab_size": 128_002})
+    assert not desk.outlook(special_tokens={"pad_token": "<new>"}).at("error"), "padding needs no training"
+    assert desk.one("error", special_tokens={"unk_token": "<new>"}).check == "new-tokens-not-trained"
+
+
+def test_every_check_is_in_the_documentation() -> None:
+    root = Path(__file__).parent.parent
+    sources = [
+        *(root / "stages" / "preflight").glob("*.py"),
+        root / "stages" / "outlook.py",
+        root / "flows/planning.py",
+    ]
+    names = set()
+    for source in sources:
+        names |= set(re.findall(r'(?:error|warning|note|refused)\(\s*"([a-z0-9-]+)"', source.read_text()))
+    page = (root / "infra" / "docs" / "planning.md").read_text()
+    assert len(names) > 20
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@
       norms after them: inputs of the linear layers         2 H            2 H
       queries, keys, values, what attention gives           2 Q + 2 K      2 Q + 2 K     (5 Q on a CPU)
       gate, its activation, up, their product               4 I            4 I
+      each expert of a token: what goes there and back      2 H            2 H
 
-In lower precision norms keep the stream in float32, and autocast keeps a copy of its inputs for each layer.
+The tensors that autograd saves were counted on a CPU (infra/docs/planning.md). In lower precision norms keep the stream
+in float32, and autocast keeps a copy of its inputs for each layer.
 """
 
 from __future__ import annotations
@@ -57,20 +59,20 @@ def uses_autocast(run: RunConfig, step: Pass) -> bool:
     return step.precision != "fp32" and run.bf16 != "full"
 
 
-def kept(run: RunConfig, shape: ModelShape, step: Pass) -> float:
-    """Return the bytes that are kept from the forward pass to the backward pass."""
-    block = kept_by_block(run, shape, step)
+def stored(run: RunConfig, shape: ModelShape, step: Pass) -> float:
+    """Return the bytes that are kept from the forward pass to the backward pass: recomputed, only what blocks read."""
     if not run.recomputes_activations:
-        return shape.layers * block
+        return shape.layers * kept_by_block(run, shape, step)
+    if run.gradient_checkpointing == "offload":
+        return 0.0
     stream = FLOAT if uses_autocast(run, step) and run.adapter is None else step.bytes
-    layers = 1 if run.offloads_activations and step.device == "cuda" else shape.layers
-    return layers * step.tokens * shape.hidden * stream + block
+    return float(shape.layers * step.tokens * shape.hidden * stream)
 
 
 def kept_by_block(run: RunConfig, shape: ModelShape, step: Pass) -> float:
     """Return the bytes that one block keeps, the mean over all blocks."""
-    numbers = _stream(run, shape, step) + _attention(shape, step) + _feed_forward(run, shape, step)
-    return step.tokens * (numbers + _adapters(run, shape, step)) + _mask(run, step)
+    parts = (_stream, _attention, _feed_forward, _adapters, _experts)
+    return step.tokens * sum(part(run, shape, step) for part in parts) + _mask(run, step)
 
 
 def under_way(shape: ModelShape, step: Pass) -> float:
@@ -91,35 +93,55 @@ def _stream(run: RunConfig, shape: ModelShape, step: Pass) -> float:
     return norms * (FLOAT + step.bytes) * hidden + 2 * step.bytes * hidden
 
 
-def _attention(shape: ModelShape, step: Pass) -> float:
+def _attention(run: RunConfig, shape: ModelShape, step: Pass) -> float:
     """Return bytes per token of what attention keeps; on a CPU keys and values are repeated for each query head."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    numbers = 5 * queries if step.device == "cpu" else 2 * queries + 2 * keys
-    normed = 2 * (queries + keys) if shape.build.head_norms else 0
-    return numbers * step.bytes + normed * (FLOAT if step.bytes < FLOAT else step.bytes)
+    frozen = run.adapter is not None
+    if step.device == "cpu":
+        numbers = (4 if frozen else 5) * queries  # what comes out in one piece is kept by a trained layer alone
+    else:
+        numbers = 2 * queries + 2 * keys
+    normed = (queries + keys) * (FLOAT + (0 if frozen else step.bytes)) if shape.build.head_norms else 0
+    return numbers * step.bytes + normed + (2 * FLOAT * shape.heads * step.width if _has_all_pairs(run, shape) else 0)
+
+
+def _has_all_pairs(run: RunConfig, shape: ModelShape) -> bool:
+    """Return whether attention keeps a number for each pair of tokens, before and after the softmax."""
+    return run.attn_implementation == "eager" or (shape.family == "gemma2" and run.attn_implementation is None)
 
 
 def _feed_forward(run: RunConfig, shape: ModelShape, step: Pass) -> float:
     """Return bytes per token inside the feed-forward part; the product is an adapter's input, and counted there."""
     gated = 3 if shape.build.gated else 1
     product = 1 if run.adapter is None else 0
-    return step.bytes * (gated + product) * shape.intermediate
+    return _expert_bytes(run, shape, step) * (gated + product) * shape.intermediate
+
+
+def _experts(run: RunConfig, shape: ModelShape, step: Pass) -> float:
+    """Return bytes per token of what is sent to the experts of a token, and comes back from them."""
+    per_token = round(shape.active * shape.experts)
+    return 2 * per_token * shape.hidden * _expert_bytes(run, shape, step) if shape.experts else 0.0
+
+
+def _expert_bytes(run: RunConfig, shape: ModelShape, step: Pass) -> int:
+    """Return the bytes of a number there: autocast does not reach the products of experts."""
+    return FLOAT if shape.experts and run.adapter is None and uses_autocast(run, step) else step.bytes
 
 
 def _adapters(run: RunConfig, shape: ModelShape, step: Pass) -> float:
     """Return bytes per token of what the adapters keep: their inputs, and what comes out of the first matrix."""
-    adapted = shape.adapted(run)
-    if uses_autocast(run, step) or run.lora_dropout:
-        mask = step.bytes + 1 if run.lora_dropout else 0  # the dropped input, and which numbers were dropped
-        copies = step.bytes if uses_autocast(run, step) or not run.lora_dropout else 0
-        inputs = sum((copies + mask) * _per_block(linear, shape) * linear.inputs for linear in adapted)
-    else:  # layers with the same input share it
+    adapted, autocast = shape.adapted(run), uses_autocast(run, step)
+    if autocast or run.lora_dropout:  # each has its own copy, and the mask of its dropout
+        mask = (FLOAT if step.device == "cpu" else 1) if run.lora_dropout else 0
+        each = (step.bytes if autocast else FLOAT) + mask
+        inputs = each * sum(_per_block(linear, shape) * linear.inputs for linear in adapted)
+    else:  # layers with the same input share it; attention keeps the one of its output layer itself on a GPU
+        shared = [linear for linear in adapted if step.device == "cpu" or linear.name != shape.build.out]
         inputs = step.bytes * sum(
             max((_per_block(linear, shape) * linear.inputs for linear in group), default=0.0)
-            for group in _by_input(adapted, shape)
+            for group in _by_input(tuple(shared), shape)
         )
-    ranks = step.bytes * run.lora_r * sum(_per_block(linear, shape) for linear in adapted)
-    return inputs + ranks
+    return inputs + step.bytes * run.lora_r * sum(_per_block(linear, shape) for linear in adapted)
 
 
 def _by_input(adapted: tuple[Linear, ...], shape: ModelShape) -> list[list[Linear]]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from configs.schema import RunConfig
-from stages.estimate.activations import FLOAT, Pass, kept, kept_by_block, under_way, uses_autocast
+from stages.estimate.activations import FLOAT, Pass, kept_by_block, stored, under_way, uses_autocast
 from stages.estimate.shapes import Linear, ModelShape
 from stages.train.optimizers import settled_name
 
@@ -92,8 +92,9 @@ def estimate(run: RunConfig, shape: ModelShape, step: Pass, processes: int) -> M
         held["CUDA context"] = CUDA_CONTEXT
     gradients = _gradients(run, shape, step, shards)
     moments = (
-        _after_forward(run, shape, step, gradients),
-        {"gradients": gradients, "activations": _last_block(run, shape, step), **_optimizer_work(run, shape, step)},
+        *_after_forward(run, shape, step, gradients),
+        {"gradients": gradients, "activations": _last_block(run, shape, step)},
+        {"gradients": gradients, "optimizer's work": _optimizer_work(run, shape, step)},
     )
     parts = held | max(moments, key=lambda moment: sum(moment.values()))
     return Memory({name: round(size) for name, size in parts.items() if size >= 1})
@@ -144,14 +145,16 @@ def _gradients(run: RunConfig, shape: ModelShape, step: Pass, shards: Shards) ->
     return _trained_bytes(run, step) * shape.trained_weights(run) / shards.gradients
 
 
-def _after_forward(run: RunConfig, shape: ModelShape, step: Pass, gradients: float) -> dict[str, float]:
-    """Return what is there when the backward pass begins."""
-    accumulates = run.passes_per_step > 1
-    return {
-        "gradients": gradients if accumulates else 0.0,
-        "activations": kept(run, shape, step) + _casts(run, shape, step),
-        "logits": max(_logits(run, shape, step), under_way(shape, step) + _spread(shape, step)),
-    }
+def _after_forward(run: RunConfig, shape: ModelShape, step: Pass, gradients: float) -> list[dict[str, float]]:
+    """Return what is there when the loss is computed, and when the backward pass is in its first block."""
+    there = stored(run, shape, step) + _casts(run, shape, step)
+    before = gradients if run.passes_per_step > 1 else 0.0
+    again = kept_by_block(run, shape, step) if run.recomputes_activations else 0.0
+    first_block = there + again + under_way(shape, step) + _spread(shape, step)
+    return [
+        {"gradients": before, "activations": there, "logits": _logits(run, shape, step)},
+        {"gradients": max(before, _head_gradient(run, shape, step)), "activations": first_block},
+    ]
 
 
 def _last_block(run: RunConfig, shape: ModelShape, step: Pass) -> float:
@@ -186,14 +189,14 @@ def _head_gradient(run: RunConfig, shape: ModelShape, step: Pass) -> float:
     return float(FLOAT * shape.vocabulary * shape.hidden) if trained else 0.0
 
 
-def _optimizer_work(run: RunConfig, shape: ModelShape, step: Pass) -> dict[str, float]:
+def _optimizer_work(run: RunConfig, shape: ModelShape, step: Pass) -> float:
     """Return what the optimizer needs besides: without a fused kernel a copy of what it works on."""
-    if run.optimizer == "adamw_torch":
-        largest = max((linear.inputs * linear.outputs for linear in shape.linears), default=0)
-        largest = max(largest, shape.vocabulary * shape.hidden)
-        work = shape.trained_weights(run) if step.device == "cuda" else min(largest, shape.trained_weights(run))
-        return {"logits": 0.0, "optimizer's work": float(_trained_bytes(run, step) * work)}
-    return {"logits": 0.0}
+    if run.optimizer != "adamw_torch":
+        return 0.0
+    at_once = (
+        max(_largest(shape.linears), shape.vocabulary * shape.hidden) if step.device == "cpu" else shape.parameters
+    )
+    return float(_trained_bytes(run, step) * min(at_once, shape.trained_weights(run)))
 
 
 def _communication(run: RunConfig, shape: ModelShape, step: Pass, processes: int) -> float:
@@ -208,9 +211,7 @@ def _communication(run: RunConfig, shape: ModelShape, step: Pass, processes: int
     per_weight = _quantised_bytes(run) if quantises else step.bytes
     block = (shape.linear_weights + shape.expert_weights) / max(1, shape.layers)
     ahead = 2 if step.device == "cuda" else 1
-    gathered = ahead * per_weight * block + step.bytes * shape.table_weights
-    gradients = 0.0 if run.adapter else FLOAT * (block + shape.table_weights)
-    return dequantised + gathered + gradients
+    return dequantised + ahead * per_weight * block + step.bytes * shape.table_weights
 
 
 def _largest(linears: tuple[Linear, ...]) -> int:

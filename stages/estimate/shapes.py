@@ -67,6 +67,7 @@ class ModelShape:
         tied: whether embeddings and head are one table.
         max_positions: positions that the model was trained on; None if it does not say.
         linears: the matrices of the blocks.
+        experts: number of experts of a layer; 0 without.
         active: share of the experts' weights that one token meets; 1 without experts.
         quantised: method of a base model that comes quantised, `gptq`; empty otherwise.
         classes: `architectures`, the classes of transformers that it was saved from.
@@ -85,6 +86,7 @@ class ModelShape:
     tied: bool
     max_positions: int | None
     linears: tuple[Linear, ...]
+    experts: int
     active: float
     quantised: str
     classes: tuple[str, ...] = ()
@@ -257,6 +259,7 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
         tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", build.tied))),
         max_positions=_size(text, "max_position_embeddings", "n_positions", "max_seq_len") or None,
         linears=(*attention, *mlp),
+        experts=_size(text, "num_experts", "num_local_experts", "n_routed_experts"),
         active=active,
         quantised=_quantised(config),
         classes=tuple(map(str, config.get("architectures") or ())),
