@@ -124,7 +124,9 @@ def test_strategies_of_axolotl_run_as_they_are(here: Path) -> None:
     artifact = tokenize(here, "my_pkg.strategy", *rows, field="q")
     assert texts(artifact) == [("hiHo<|im_end|>", "Ho<|im_end|>"), ("hinone<|im_end|>", "none<|im_end|>")]
     assert [row["reason"] for row in fetched.rejected(artifact)] == ["custom_format", "bad_json", "bad_json"]
-    twice = tokenize(here, "my_pkg.strategy.load_batched", {"q": "hi", "a": "Ho"}, {"q": "skip", "a": "x"}, field="q")
+    batched = {"type": "my_pkg.strategy.load_batched", "field": "q"}
+    run = fetched.make_run(here / "base", batched, max_rejected_ratio=0)  # what is left out on purpose does not count
+    twice = fetched.tokenize(here, run, [{"q": "hi", "a": "Ho"}, {"q": "skip", "a": "x"}])
     assert texts(twice) == [("hiHo<|im_end|>", "Ho<|im_end|>")] * 2
     assert [row["reason"] for row in fetched.rejected(twice)] == ["filtered"]
 

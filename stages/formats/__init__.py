@@ -24,7 +24,7 @@ from stages.formats.custom_rows import (
 from stages.formats.dialogues import REFLECTIONS, Llama2ChatFormat, PygmalionFormat, ReflectionFormat
 from stages.formats.instruction import user_defined
 from stages.formats.known import KINDS, instruction_format
-from stages.formats.pieces import EndRule, Piece, Rejected, RowFormat, Span, Turn
+from stages.formats.pieces import FILTERED, EndRule, Piece, Rejected, RowFormat, Span, Turn
 from stages.formats.plain import PlainChats, plain_chats
 from stages.formats.raw import CompletionFormat, SegmentsFormat
 from stages.formats.tokenized import GivenTokens, TokenizedFormat
@@ -32,6 +32,7 @@ from stages.formats.weighted import WeightedFormat
 from stages.templates import ChatTemplate
 
 __all__ = [
+    "FILTERED",
     "KNOWN",
     "ChatFormat",
     "EndRule",

@@ -17,7 +17,7 @@ from configs.schema import DatasetConfig, RunConfig
 from stages.errors import ConfigError, Problem
 from stages.formats.chat import ChatFormat
 from stages.formats.custom import CustomFormat
-from stages.formats.pieces import NO_ENDS, EndRule, Piece, Rejected, Span, Turn
+from stages.formats.pieces import FILTERED, NO_ENDS, EndRule, Piece, Rejected, Span, Turn
 from stages.formats.rows import parsed, shorten, text_of
 from stages.formats.tokenized import GivenTokens, checked_tokens
 
@@ -192,7 +192,7 @@ class StrategyFormat:
             raise Rejected("bad_json", f"an object {{...}} is expected: {raw[:80]!r}")
         keep = getattr(self._strategy, "filter_rows", None)
         if keep is not None and not _call(self._custom, keep, row):
-            raise Rejected("filtered", f"{self._custom.file.name} filter_rows leaves it out")
+            raise Rejected(FILTERED, f"{self._custom.file.name} filter_rows leaves it out")
         batched = bool(getattr(self._strategy, "supports_batched", False))
         given = {name: [value] for name, value in row.items()} if batched else row
         result = _call(self._custom, self._strategy.tokenize_prompt, given)

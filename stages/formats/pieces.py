@@ -7,6 +7,9 @@ from typing import Any, NamedTuple, Protocol
 
 from configs.schema import Train
 
+FILTERED = "filtered"
+"""The reason of rows that a format of the user leaves out on purpose."""
+
 
 class Rejected(Exception):  # noqa: N818  it is the verdict on a row, not a failure of the program
     """A row that cannot be used.

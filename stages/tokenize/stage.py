@@ -21,7 +21,7 @@ from stages.artifacts import Artifact, ArtifactWriter
 from stages.base_model import TOKENIZER_FILES, ModelSource, find_tokenizer
 from stages.errors import ConfigError, DataError, Problem, StageError
 from stages.fetch.shards import file_of_row, files_of
-from stages.formats import check_format, format_inputs, is_chat
+from stages.formats import FILTERED, check_format, format_inputs, is_chat
 from stages.stage import Context, Stage, Upstream
 from stages.templates import TemplateChoice, choose_template, writes_the_date
 from stages.tokenize.checks import Counts, as_facts, checks
@@ -134,10 +134,10 @@ class _Tally:
         """Count rejected rows of a data set.
 
         Raises:
-            DataError: they are more than `max_rejected_ratio` of all rows.
+            DataError: they are more than `max_rejected_ratio` of all rows, those that a format filters out not counted.
         """
         path = self.context.run.sources[dataset].shown
-        self.rejected += ({"path": path, **record} for record in records)
+        self.rejected += ({"path": path, **record} for record in records if record["reason"] != FILTERED)
         limit = self.context.run.max_rejected_ratio
         if len(self.rejected) > limit * self.total:
             raise DataError(_too_many(self.rejected, self.rows, self.total, limit))
