@@ -15,6 +15,10 @@ SAFE = 0.92
 """Share of a device that a training may fill: the rest goes to fragments, and covers the estimate's error."""
 
 
+HELPS = 0.98
+"""A change counts if no more than this share of the memory is left."""
+
+
 @dataclass(frozen=True)
 class Change:
     """Something to set, and the bytes that are needed with it and all changes before it."""
@@ -56,17 +60,18 @@ def fit(run: RunConfig, shape: ModelShape, step: Pass, processes: int, available
 
 
 def _changes(run: RunConfig, shape: ModelShape, step: Pass, processes: int, available: int) -> Iterator[Change]:
-    """Yield changes one on top of the other, those that cost least first, until the training fits."""
+    """Yield changes one on top of the other, each the first that helps by then, until the training fits."""
     needed = estimate(run, shape, step, processes).total
-    for keys, update in _candidates(run, shape, processes):
-        changed = run.model_copy(update=update)
-        smaller = replace(step, rows=changed.sequences_per_pass, width=min(step.width, changed.sequence_len))
-        total = estimate(changed, shape, smaller, processes).total
-        if total > 0.98 * needed:
-            continue
-        run, step, needed = changed, smaller, total
-        yield Change(keys, total)
-        if total <= SAFE * available:
+    while needed > SAFE * available:
+        for keys, update in _candidates(run, shape, processes):
+            changed = run.model_copy(update=update)
+            smaller = replace(step, rows=changed.sequences_per_pass, width=min(step.width, changed.sequence_len))
+            total = estimate(changed, shape, smaller, processes).total
+            if total <= HELPS * needed:
+                run, step, needed = changed, smaller, total
+                yield Change(keys, total)
+                break
+        else:
             return
 
 
@@ -88,7 +93,5 @@ def _candidates(run: RunConfig, shape: ModelShape, processes: int) -> Iterator[t
     if not run.load_in_4bit and not shape.quantised and run.sharding != "zero3":
         update = {"adapter": "qlora", "load_in_4bit": True, "load_in_8bit": False}
         yield "adapter: qlora, load_in_4bit: true", update
-    length = run.sequence_len
-    while length > 1024:
-        length //= 2
-        yield f"sequence_len: {length}", {"sequence_len": length}
+    if run.sequence_len > 1024:
+        yield f"sequence_len: {run.sequence_len // 2}", {"sequence_len": run.sequence_len // 2}
