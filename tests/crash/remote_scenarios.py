@@ -25,7 +25,7 @@ from tests.crash.scenarios import (
 from tests.store_servers import Server, Where
 
 LEASE_SECONDS = 4.0  # a dead holder of this machine is found out at once; only a busy machine needs so long
-RECORDS = (".locks", ".runs", ".newest", ".clock")  # of no size that grows
+RECORDS = (".locks", ".runs", ".newest", ".clock", ".leases")  # a few bytes a stage, a run, an artifact
 
 
 def on_server(server: Server) -> tuple[Scenario, ...]:
