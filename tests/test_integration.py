@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -63,7 +62,9 @@ def postgres() -> Iterator[str]:
         wait_for(lambda: subprocess.run(ready, stdout=subprocess.DEVNULL).returncode == 0, 60, lambda: "PostgreSQL")
         yield f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres"
     finally:
-        server.send_signal(signal.SIGINT)
+        subprocess.run(
+            as_postgres([f"{PROGRAMS[-1]}/pg_ctl", "-D", f"{folder}/data", "-m", "fast", "stop"]), check=True
+        )
         server.wait(timeout=60)
         shutil.rmtree(folder)
 
