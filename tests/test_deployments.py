@@ -23,10 +23,13 @@ def api(prefect_api: str) -> Api:
 
 
 @pytest.fixture
-def project(tmp_path: Path, prefect_api: str) -> Project:
+def project(tmp_path: Path, prefect_api: str) -> Iterator[Project]:
     made = Project.create(tmp_path.resolve() / "project", num_epochs=1, orchestration={"name": "nightly"})
     made.environment |= {"PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(made.folder / ".prefect")}
-    return made
+    yield made
+    api = Api(prefect_api)
+    for deployment in api("/deployments/filter", {}):
+        api(f"/deployments/{deployment['id']}", method="DELETE")
 
 
 def configure(project: Project, **orchestration: Any) -> None:

@@ -48,7 +48,8 @@ def ask(api: str, path: str, body: dict[str, Any]) -> Any:
 
 def newest_task_states(api: str) -> dict[str, tuple[str, str]]:
     """Return stage -> (name, message) of the state, of the newest flow run."""
-    [run] = ask(api, "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+    started = {"start_time": {"is_null_": False}}
+    [run] = ask(api, "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1, "flow_runs": started})
     tasks = ask(api, "/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
     return {task["name"]: (task["state"]["name"], task["state"]["message"] or "") for task in tasks}
 
