@@ -28,7 +28,7 @@ integration: .venv/.dev  ## PostgreSQL, Prefect server, workers, S3: schedule, t
 	.venv/bin/python -m pytest -m integration tests/test_integration.py
 
 docs: .venv/.dev  ## the manual, strict, into build/manual
-	.venv/bin/mkdocs build --strict --config-file infra/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --config-file infra/mkdocs.yml
 
 .venv/.core: pyproject.toml constraints.txt
 	@echo "installing into .venv (about two minutes, once)"
