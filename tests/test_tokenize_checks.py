@@ -49,8 +49,8 @@ def test_good_conversations_pass(tokenizer: Path, tmp_path: Path) -> None:
     found = verdicts(tokenizer, tmp_path)
     assert {verdict for verdict, _ in found.values()} == {"pass"}
     assert found["ends"][1] == "60 of 60 trained spans end with a trained end token"
-    assert found["prompt"][1].startswith("16 of 16 sampled answers follow the prompt")  # of 8 rows
-    assert found["content"][1].startswith("16 sampled turns")
+    assert found["prompt"][1].startswith("60 of 60 sampled answers follow the prompt")  # of all 30 rows
+    assert found["content"][1].startswith("60 sampled turns")
 
 
 CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
@@ -68,15 +68,15 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     ),
     "a template that asks with nothing": (
         {"chat_template_jinja": tiny.CHATML.split("{% if add_gen")[0]},
-        "prompt", "warning", "0 of 16 .* knows no add_generation_prompt: training puts '<.im_start.>assistant",
+        "prompt", "warning", "0 of 60 .* knows no add_generation_prompt: training puts '<.im_start.>assistant",
     ),
     "a template that thinks before the answer and does not ask so": (
         {"chat_template_jinja": THINKING},
-        "prompt", "warning", "8 of 16 .* ends too early: training has '<think>\\\\n\\\\n</think>\\\\n\\\\n' between",
+        "prompt", "warning", "30 of 60 .* ends too early: training has '<think>\\\\n\\\\n</think>\\\\n\\\\n' between",
     ),
     "a template that rewrites what it is given": (
         {"chat_template_jinja": tiny.CHATML.replace("message['content']", "message['content'] | upper")},
-        "content", "warning", "16 of the sample: the template writes a content otherwise .*: 'IT IS 0.' for 'it is 0.'",
+        "content", "warning", "60 of the sample: the template writes a content otherwise .*: 'IT IS 0.' for 'it is 0.'",
     ),
     "nothing to train": ({"dataset": {"roles_to_train": []}}, "untrained", "warning", "30 of 30 rows"),
     "everything trained": ({"dataset": {"roles_to_train": ["user", "assistant"]}}, "share", "pass", "of 1,"),

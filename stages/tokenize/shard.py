@@ -39,7 +39,7 @@ from stages.tokens import TOKEN_SCHEMA, write_arrow
 BATCH_ROWS = 512
 BATCH_CHARACTERS = 1 << 21
 DETAIL_CHARACTERS = 300
-SAMPLE_ROWS = 8
+SAMPLE_ROWS = 32
 """Rows of a shard that are looked at again."""
 COLLECT = (100_000, 20, 100)
 """Thresholds of garbage collection, which else takes up to 15 % of the time."""
@@ -199,12 +199,15 @@ class ShardTokenizer:
         prover, form = self._provers[dataset], self._formats[dataset]
         if prover is None or isinstance(form, TokenFormat):
             return
-        good = np.unique(encoded.owners)
-        for number in good[:: max(1, -(-len(good) // SAMPLE_ROWS))].tolist():
+        good, looked = np.unique(encoded.owners), 0
+        for number in good[:: max(1, len(good) // (4 * SAMPLE_ROWS))].tolist():  # more than wanted: some do not serve
             row, tokens = read_row(raw[number]), encoded.rows_of(number)
             pieces = form.pieces(row) if len(tokens) == 1 and not self._encoder.control.count(row) else []
             if len(pieces) != 1:
                 continue
+            looked += 1
+            if looked > SAMPLE_ROWS:
+                break
             for found in prover.look(row, pieces[0], tokens[0].ids.tolist(), tokens[0].trained.tolist()):
                 outcome.found[found.what] = outcome.found.get(found.what, 0) + 1
                 outcome.examples.setdefault(found.what, found.example)
