@@ -45,6 +45,7 @@ def test_what_can_be_sharded_is_not_refused(bench: Bench) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="pip install 'sft-flow[deepspeed]'")
 def test_zero_trains_the_same_model_as_one_process(bench: Bench, tmp_path: Path) -> None:
     def run_jobs(root: str, jobs: dict[str, dict[str, Any]], processes: int, act: Any = train_jobs) -> None:
