@@ -12,7 +12,9 @@ from pydantic_core import ErrorDetails
 
 from configs.document import Document, KeyPath, dotted
 from configs.keys import section_model, section_names
-from configs.schema import RunConfig, Section
+from configs.rules import RULES
+from configs.schema import RunConfig
+from configs.values import Section
 
 _TAGS = ("function-", "literal[", "constrained-", "lax-or-strict", "union[", "list[", "tuple[", "dict[", "nullable[")
 
@@ -43,9 +45,9 @@ def _broken_rules(values: dict[str, Any], broken: set[str]) -> Iterator[str]:
     asked: dict[str, Any] = {key: None for key, info in RunConfig.model_fields.items() if info.is_required()}
     asked |= {"datasets": ()} | {key: getattr(given, key) for key in right}
     run = RunConfig.model_construct(**asked)
-    for rule in RunConfig.__pydantic_decorators__.model_validators.values():
+    for rule in RULES:
         try:
-            rule.func(run)
+            rule(run)
         except ValueError as error:
             yield str(error)
 

@@ -1,348 +1,32 @@
 """The schema of a run, with axolotl's names and meanings, and keys of our own beside them.
 
-Below this module a configuration is never written to and never asked for a key that it may not have.
+Its keys stand side by side, as they do in the file; sections and kinds of values have modules of their own, and so have
+the rules between keys. Below this module a configuration is never written to and never asked for a key that it may not
+have.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PositiveInt,
-    model_validator,
-)
-
-from configs.secrets import redacted
-
-BYTES_A_TOKEN = 8
-MOST_PROCESSES = 8
-"""What `streaming` reckons with: see `RunConfig.bytes_wanted`."""
-
-Train = Literal["all", "turn", "last", "none"]
-
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, and strict about unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Strings = Annotated[tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=str | tuple[str, ...])]
-
-
-def _as_no(value: Any) -> Any:
-    return "no" if value is False else value  # YAML reads a bare `no` as false
-
-
-def _as_pairs(value: Any) -> Any:
-    """Read "betas=0.9,eps=1e-6" as a mapping of names to words."""
-    if not isinstance(value, str):
-        return value
-    return {name.strip(): word.strip() for name, _, word in (pair.partition("=") for pair in value.split(",")) if name}
-
-
-def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
-    block = options.get("block")
-    if block is not None and (not isinstance(block, str) or block.count("/") != 1):
-        raise ValueError("block names a Prefect block as type/name; write, for example, block: secret/training-data")
-    return options
-
-
-StorageOptions = Annotated[dict[str, Any], AfterValidator(_checked_options), Field(exclude=True, repr=False)]
-"""How to reach a place behind a URL. May hold secrets: it is in no key, and dumped and shown nowhere."""
-Place = Annotated[str, PlainSerializer(redacted, return_type=str)]
-"""A path or URL; dumped without the secrets that a URL may hold."""
-Places = Annotated[Strings, PlainSerializer(lambda names: [redacted(name) for name in names], return_type=list)]
-OPTIONS_HELP = (
-    "How to reach %s: endpoint_url, region, profile, anonymous, block (Prefect block, type/name), and what the fsspec "
-    "file system knows. Credentials come from the usual chains. Never written anywhere."
-)
-
-
-class PromptConfig(Section):
-    """A user-defined instruction format: `type:` given as a dictionary."""
-
-    system_prompt: str = Field("", description="Text of the system part when a row has none.")
-    field_system: str = Field("system", description="Column of the system prompt.")
-    field_instruction: str = Field("instruction", description="Column of the instruction.")
-    field_input: str = Field("input", description="Column of the optional input.")
-    field_output: str = Field("output", description="Column of the response that is trained.")
-    format: str = Field("{instruction} {input} ", description="Prompt when the row has an input.")
-    no_input_format: str = Field("{instruction} ", description="Prompt when the row has none.")
-    system_format: str = Field("{system}", description="How the system prompt is written in front.")
-
-
-class DatasetConfig(Section):
-    """One data set: where its rows are, and how a row becomes text and a label mask."""
-
-    path: Place = Field(description="Hub id, or a file, folder or pattern: local, s3://, gs://, https://.")
-    storage_options: StorageOptions = Field({}, description=OPTIONS_HELP % "path")
-    type: str | PromptConfig | None = Field(
-        None,
-        description="Format of a row: chat_template, alpaca, ..., a module or file of yours; empty: tokenized rows.",
-    )
-    conversation: Literal["instruct", "chat", "chatml", "phi"] | None = Field(
-        None, description="alpaca_chat.load: style of the prompt; default chat."
-    )
-    split: str | None = Field(None, description="Split to read, with slices (`train[:20%]`); default train.")
-    name: str | None = Field(None, description="Configuration name of a Hub data set.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a Hub data set; pinned to its commit.")
-    data_files: Places = Field((), description="Files to read, relative to `path` when that is a folder or Hub id.")
-    max_decompression_ratio: float = Field(
-        200.0, gt=0, description="Bytes that a byte of a compressed file may become, beyond the first 64 MiB."
-    )
-    ds_type: Literal["json", "csv", "parquet", "arrow", "text"] | None = Field(
-        None, description="Format of the files; default: by their extension."
-    )
-    shards: int | None = Field(None, ge=1, description="Read one of this many parts of the shuffled rows.")
-    shards_idx: int = Field(0, ge=0, description="Which of the `shards`, from 0.")
-    preprocess_shards: int | None = Field(
-        None, ge=1, description="Accepted without effect: rows are always prepared in parts, of constant memory."
-    )
-    weight: float = Field(
-        1.0, gt=0, description="Share of the rows that is used, drawn with `seed`; with `mixture`: proportion in it."
-    )
-    field: str = Field("text", description="completion: column of the text.")
-    field_messages: str = Field("messages", description="chat_template: column of the list of messages.")
-    field_system: str = Field("system", description="chat_template: column of a system prompt beside the messages.")
-    field_tools: str = Field("tools", description="chat_template: column of the tool schemas.")
-    field_thinking: str | None = Field(None, description="chat_template: message key of the reasoning text.")
-    template_thinking_key: str = Field(
-        "reasoning_content", description="chat_template: name under which the template reads the reasoning text."
-    )
-    message_field_role: str | None = Field(None, description="Old form of message_property_mappings.role.")
-    message_field_content: str | None = Field(None, description="Old form of message_property_mappings.content.")
-    message_property_mappings: dict[str, str] = Field(
-        {}, description="chat_template: template's message property -> key in the data's messages."
-    )
-    message_field_training: str | None = Field(None, description="chat_template: message key that says: train or not.")
-    message_field_training_detail: str | None = Field(
-        None, description="chat_template: message key with a list of {begin_offset, end_offset, train} (characters)."
-    )
-    split_thinking: bool = Field(False, description="chat_template: cut <think>...</think> out into the reasoning.")
-    roles: dict[str, tuple[str, ...]] | None = Field(
-        None, description="chat_template: role -> names for it in the data; replaces the default map."
-    )
-    roles_to_train: tuple[str, ...] = Field(("assistant",), description="chat_template: roles whose turns are trained.")
-    train_on_eos: Train = Field("turn", description="chat_template: end-of-sequence tokens that are trained.")
-    train_on_eot: Train | None = Field(
-        None, description="chat_template: end-of-turn tokens that are trained; default as train_on_eos."
-    )
-    drop_system_message: bool = Field(False, description="chat_template: remove a leading system message.")
-    chat_template: str | None = Field(None, description="Chat template of this data set; default: the run's.")
-    chat_template_jinja: str | None = Field(None, description="Jinja text, or the path of a file with it.")
-
-    @model_validator(mode="after")
-    def _message_field_once(self) -> DatasetConfig:
-        for old, prop in (("message_field_role", "role"), ("message_field_content", "content")):
-            value, mapped = getattr(self, old), self.message_property_mappings.get(prop)
-            if value and mapped and value != mapped:
-                raise ValueError(
-                    f"{old}: {value!r} contradicts message_property_mappings.{prop}: {mapped!r}; keep the mapping"
-                )
-        return self
-
-    @property
-    def shown(self) -> str:
-        """Return `path` as people and files may see it: without the secrets that a URL may hold."""
-        return redacted(self.path)
-
-    @property
-    def message_properties(self) -> dict[str, str]:
-        """Return template property -> key in the data, with role and content always filled in."""
-        old = {"role": self.message_field_role or "role", "content": self.message_field_content or "content"}
-        thinking = {self.template_thinking_key: self.field_thinking} if self.field_thinking else {}
-        return {**old, **thinking, **self.message_property_mappings}
-
-    @model_validator(mode="after")
-    def _shard_is_one_of_them(self) -> DatasetConfig:
-        if self.shards_idx >= (self.shards or 1):
-            raise ValueError(
-                f"shards_idx: {self.shards_idx} is not one of {self.shards or 1} shards, counted from 0; lower it"
-            )
-        return self
-
-
-class MixtureConfig(Section):
-    """Proportions of the data sets, in place of all their rows."""
-
-    unit: Literal["rows", "trained_tokens"] = Field(description="What `datasets[].weight` is a proportion of.")
-    repeat: bool = Field(
-        False, description="Repeat scarce data sets until all rows are used; false: leave out what is too much."
-    )
-
-
-def _as_mixture(value: Any) -> Any:
-    return {"unit": value} if isinstance(value, str) else value
-
-
-class SpecialTokensConfig(Section):
-    """Special tokens to set on the tokenizer; new ones are added to its vocabulary."""
-
-    bos_token: str | None = Field(None, description="Beginning of sequence.")
-    eos_token: str | None = Field(None, description="End of sequence.")
-    pad_token: str | None = Field(None, description="Padding; default: the tokenizer's, else its end of sequence.")
-    unk_token: str | None = Field(None, description="Unknown.")
-    additional_special_tokens: tuple[str, ...] = Field((), description="Further special tokens.")
-
-
-class LrGroup(Section):
-    """Parameters with a learning rate of their own."""
-
-    name: str = Field(description="Name of the group.")
-    modules: Strings = Field(min_length=1, description="Parts of parameter names; any of them puts it into the group.")
-    lr: float = Field(gt=0, description="Peak learning rate of the group.")
-
-
-class LauncherConfig(Section):
-    """How training processes are started."""
-
-    type: Literal["local", "ssh", "slurm", "kubernetes"] = Field(
-        "local", description="What starts them: torchrun here, on hosts by SSH, as a Slurm job, as a Kubeflow TrainJob."
-    )
-    nodes: int = Field(1, ge=1, description="Machines that train together; they share a file system.")
-    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="Training processes per node; auto: one per GPU of this machine, one without a GPU."
-    )
-    threads: int = Field(0, ge=0, description="CPU threads per process (OMP_NUM_THREADS); 0: cores / processes.")
-    restarts: int = Field(
-        3, ge=0, description="ssh: how often all agents are started again after a process or host is lost."
-    )
-    port: int = Field(29400, ge=1, le=65535, description="Port on the first node where the nodes meet.")
-    hosts: tuple[str, ...] = Field((), description="ssh: host of each node, as the others reach it.")
-    remote_shell: str = Field("ssh -o BatchMode=yes", description="ssh: command that runs a command on a host.")
-    slurm_options: tuple[str, ...] = Field((), description="slurm: options of sbatch, `--gres=gpu:8`, one each.")
-    setup: str | None = Field(None, description="slurm: lines of shell in front of the training (`module load ...`).")
-    namespace: str = Field("default", description="kubernetes: namespace of the TrainJob.")
-    runtime: str = Field("torch-distributed", description="kubernetes: ClusterTrainingRuntime of the TrainJob.")
-    image: str | None = Field(None, description="kubernetes: image with this project installed.")
-    gpus: bool = Field(True, description="kubernetes: ask for a GPU per process.")
-    volume_claim: str | None = Field(None, description="kubernetes: claim of the volume with the store.")
-    mount_path: str = Field("/store", description="kubernetes: where that volume is, here and in the pods.")
-
-    @property
-    def is_elsewhere(self) -> bool:
-        """Return whether the machines that train are not this one, so that nothing follows from its GPUs."""
-        return self.type in ("slurm", "kubernetes")
-
-    @model_validator(mode="after")
-    def _engine_knows_its_nodes(self) -> LauncherConfig:
-        if self.type == "ssh" and len(self.hosts) != self.nodes:
-            raise ValueError(f"ssh needs a host for each of {self.nodes} nodes and has {len(self.hosts)}; set hosts")
-        if self.type == "local" and self.nodes > 1:
-            raise ValueError("local is one node; set type: ssh, slurm or kubernetes, or nodes: 1")
-        if self.is_elsewhere and self.processes == "auto":
-            raise ValueError(f"{self.type} trains elsewhere: say how many processes a node has, processes: 8")
-        if self.type == "kubernetes" and not (self.image and self.volume_claim):
-            raise ValueError("kubernetes needs image and volume_claim: a container and the volume of the store")
-        return self
-
-
-class OrchestrationConfig(Section):
-    """How a run is deployed: where its stages run, and when."""
-
-    name: str | None = Field(
-        None, pattern=r"^[a-z0-9][a-z0-9-]*$", description="Name of the deployments; default: the file's name."
-    )
-    executor: Literal["local", "ray"] = Field(
-        "local", description="Where rows are tokenized: processes of this machine, or the workers of a Ray cluster."
-    )
-    address: str | None = Field(
-        None, description="Ray cluster (host:port, ray://host:port); default: the one that this machine belongs to."
-    )
-    work_pool: str = Field("sft", description="Prefect work pool of the deployments.")
-    data_queue: str = Field("data", description="Queue of the runs that need no GPU: preparing, publishing, watching.")
-    gpu_queue: str = Field("gpu", description="Queue of the runs that train.")
-    gpu_pool: str | None = Field(None, description="Work pool of the runs that train; default: work_pool.")
-    cron: str | None = Field(None, description="Prepare, then train and publish, at these times (cron expression).")
-    interval: int | None = Field(None, ge=60, description="The same every so many seconds.")
-    timezone: str = Field("UTC", description="Time zone of `cron`.")
-    watch: int | None = Field(None, ge=10, description="Look every so many seconds whether the data has changed.")
-    hold_unhealthy: bool = Field(
-        False, description="Publishing waits for a person when the training was judged sick (resume in the UI)."
-    )
-
-    @model_validator(mode="after")
-    def _an_address_needs_ray(self) -> OrchestrationConfig:
-        if self.address and self.executor != "ray":
-            raise ValueError("address names a Ray cluster; set executor: ray, or remove address")
-        return self
-
-    @model_validator(mode="after")
-    def _one_schedule(self) -> OrchestrationConfig:
-        if self.cron and self.interval:
-            raise ValueError("cron and interval exclude each other; remove interval")
-        return self
-
-
-class PublishConfig(Section):
-    """Where the finished model goes."""
-
-    to: str = Field(description="Folder or fsspec URL (s3://, gs://, memory excluded) that receives the model.")
-    storage_options: StorageOptions = Field({}, description=OPTIONS_HELP % "the target")
-
-
-StateDictType = Literal["FULL_STATE_DICT", "SHARDED_STATE_DICT"]
-
-
-class FsdpConfig(Section):
-    """Sharding by FSDP2: every process holds a part of each weight, gradient and optimizer state."""
-
-    reshard_after_forward: bool = Field(True, description="Give the gathered weights up after the forward pass.")
-    offload_params: bool = Field(False, description="Keep the shards in CPU memory, and step the optimizer there.")
-    cpu_offload_pin_memory: bool = Field(True, description="Pin the CPU memory of offloaded shards.")
-    activation_checkpointing: bool = Field(False, description="Recompute activations: as gradient_checkpointing.")
-    state_dict_type: StateDictType = Field(
-        "FULL_STATE_DICT", description="Form of checkpoints: gathered by the first process, or a part by each."
-    )
-    final_state_dict_type: StateDictType | None = Field(
-        None, description="Accepted without effect: the final model is always complete."
-    )
-    auto_wrap_policy: Literal["TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP"] = Field(
-        "TRANSFORMER_BASED_WRAP", description="What is gathered at once: a layer, or modules of min_num_params."
-    )
-    transformer_layer_cls_to_wrap: Strings = Field((), description="Layer classes; default: the model's own.")
-    min_num_params: int | None = Field(None, ge=1, description="SIZE_BASED_WRAP: parameters of a wrapped module.")
-    cpu_ram_efficient_loading: bool = Field(
-        False, description="Accepted without effect: each process maps the base model's files into memory."
-    )
-    mixed_precision_policy: str | None = Field(None, description="Accepted without effect: as bf16 and fp16 say.")
-
-    @model_validator(mode="after")
-    def _size_needs_a_number(self) -> FsdpConfig:
-        if self.auto_wrap_policy == "SIZE_BASED_WRAP" and self.min_num_params is None:
-            raise ValueError("SIZE_BASED_WRAP needs min_num_params; set fsdp_config.min_num_params: 100000000")
-        return self
-
-
-BYTES = r"(\d+\.?\d*) ?([KMGT]?)(i?)B"
-Bytes = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=f"^{BYTES}$")]
-
-
-def _as_bytes(value: Any) -> Any:
-    """Read 50GB (powers of 1000) or 50GiB (of 1024) as a number of bytes."""
-    match = re.fullmatch(BYTES, value.strip()) if isinstance(value, str) else None
-    if match is None:
-        return value
-    number, unit, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit or " "))
-
-
-def _as_publish(value: Any) -> Any:
-    return {"to": value} if isinstance(value, str) else value
+from pydantic import Field, PositiveInt, model_validator
+
+from configs.dataset import DatasetConfig, Mixture, PromptConfig
+from configs.operation import LauncherConfig, OrchestrationConfig, Publish
+from configs.rules import RULES
+from configs.training import FsdpConfig, LrGroup, SpecialTokensConfig
+from configs.values import OPTIONS_HELP, ByteCount, NoIsText, Pairs, Place, Section, StorageOptions, Strings, Train
+
+__all__ = [
+    "DatasetConfig",
+    "FsdpConfig",
+    "OrchestrationConfig",
+    "PromptConfig",
+    "RunConfig",
+    "SpecialTokensConfig",
+    "Train",
+]
 
 
 class RunConfig(Section):
@@ -389,9 +73,9 @@ class RunConfig(Section):
     test_datasets: tuple[DatasetConfig, ...] = Field(
         (), description="Data sets for evaluation alone, each with its own loss; excludes val_set_size."
     )
-    mixture: Annotated[
-        MixtureConfig | None, BeforeValidator(_as_mixture, json_schema_input_type=str | MixtureConfig | None)
-    ] = Field(None, description="Mix by proportions (datasets[].weight) of rows or trained_tokens. Our own key.")
+    mixture: Mixture = Field(
+        None, description="Mix by proportions (datasets[].weight) of rows or trained_tokens. Our own key."
+    )
     chat_template: str | None = Field(
         None, description="Chat template: tokenizer_default, jinja, or a name; default: the tokenizer's own."
     )
@@ -477,9 +161,7 @@ class RunConfig(Section):
     warmup_steps: int | None = Field(None, ge=0, description="Steps of warm-up.")
     warmup_ratio: float | None = Field(None, ge=0, le=1, description="Warm-up as a share of all steps.")
     optimizer: str = Field("adamw_torch_fused", description="Optimizer, a name of Hugging Face's.")
-    optim_args: Annotated[dict[str, Any], BeforeValidator(_as_pairs, json_schema_input_type=str | dict[str, Any])] = (
-        Field({}, description="Arguments of the optimizer, as a mapping or as name=value,name=value.")
-    )
+    optim_args: Pairs = Field({}, description="Arguments of the optimizer, as a mapping or as name=value,name=value.")
     optim_target_modules: Literal["all_linear"] | Strings = Field(
         (), description="GaLore, APOLLO: modules whose gradients are projected."
     )
@@ -558,7 +240,7 @@ class RunConfig(Section):
     save_steps: float | None = Field(None, gt=0, description="Steps between checkpoints, or a fraction of all.")
     saves_per_epoch: int | None = Field(None, ge=0, description="Checkpoints per epoch.")
     save_total_limit: int = Field(4, ge=1, description="Checkpoints that are kept.")
-    save_strategy: Annotated[Literal["no", "steps", "epoch", "best"] | None, BeforeValidator(_as_no)] = Field(
+    save_strategy: Annotated[Literal["no", "steps", "epoch", "best"] | None, NoIsText] = Field(
         None, description="When checkpoints are written; best: when eval_loss is lower than ever. Default: each epoch."
     )
     save_first_step: bool = Field(False, description="A checkpoint after the first step as well.")
@@ -568,7 +250,7 @@ class RunConfig(Section):
     resume_from_checkpoint: bool | str | None = Field(
         None, description="Folder of a checkpoint to start from. Its own newest one a training always goes on from."
     )
-    eval_strategy: Annotated[Literal["no", "steps", "epoch"] | None, BeforeValidator(_as_no)] = Field(
+    eval_strategy: Annotated[Literal["no", "steps", "epoch"] | None, NoIsText] = Field(
         None, description="When to evaluate, besides the end: as eval_steps says, or after each epoch."
     )
     early_stopping_patience: int | None = Field(
@@ -627,43 +309,21 @@ class RunConfig(Section):
     artifact_cache: str | None = Field(
         None, description="Folder for files of a remote store; default: ~/.cache/sft-flow/artifacts. Our own key."
     )
-    artifact_cache_size: Annotated[int, Field(ge=0), BeforeValidator(_as_bytes, json_schema_input_type=Bytes)] = Field(
+    artifact_cache_size: ByteCount = Field(
         100_000_000_000, description="Bytes that the cache may hold, or a text as 50GB. Our own key."
     )
     launcher: LauncherConfig = Field(LauncherConfig(), description="How training is started. Our own key.")
     orchestration: OrchestrationConfig = Field(
         OrchestrationConfig(), description="How the run is deployed. Our own key."
     )
-    publish: Annotated[
-        PublishConfig | None, BeforeValidator(_as_publish, json_schema_input_type=str | PublishConfig | None)
-    ] = Field(None, description="Where the model is published; default: a folder in output_dir. Our own key.")
+    publish: Publish = Field(
+        None, description="Where the model is published; default: a folder in output_dir. Our own key."
+    )
 
     @model_validator(mode="after")
-    def _batch_sizes(self) -> RunConfig:
-        given = [self.micro_batch_size, self.gradient_accumulation_steps, self.batch_size]
-        if sum(value is not None for value in given) < 2:
-            raise ValueError(
-                "give two of micro_batch_size, gradient_accumulation_steps and batch_size; "
-                "usual: micro_batch_size: 2, gradient_accumulation_steps: 4"
-            )
-        if self.batch_size and self.gradient_accumulation_steps:
-            raise ValueError("batch_size and gradient_accumulation_steps exclude each other; remove batch_size")
-        if self.batch_size and self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise ValueError("batch_size must be a multiple of micro_batch_size; change one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _data_sets_fit_together(self) -> RunConfig:
-        if self.test_datasets and self.val_set_size:
-            raise ValueError("test_datasets and val_set_size exclude each other; remove val_set_size")
-        if self.eval_sequence_len is not None and not self.test_datasets:
-            raise ValueError("eval_sequence_len is for test_datasets, and there are none; remove eval_sequence_len")
-        if self.dataset_shard_idx >= (self.dataset_shard_num or 1):
-            raise ValueError("dataset_shard_idx is not one of dataset_shard_num parts, counted from 0; lower it")
-        if self.mixture is None and any(dataset.weight > 1 for dataset in self.datasets):
-            raise ValueError("datasets[].weight above 1 is a proportion; set mixture: rows, or lower weight")
-        if any(dataset.weight > 1 for dataset in self.test_datasets):
-            raise ValueError("test_datasets[].weight is a share of the rows; lower weight to 1 or less")
+    def _rules_hold(self) -> RunConfig:
+        for rule in RULES:
+            rule(self)
         return self
 
     @property
@@ -671,139 +331,10 @@ class RunConfig(Section):
         """Return every data set, those for training first: the position in it is the data set's number in artifacts."""
         return (*self.datasets, *self.test_datasets)
 
-    def only_pads(self, new_tokens: Collection[str]) -> bool:
-        """Return whether the one token that is new to a vocabulary is padding, which is never seen or predicted."""
-        return list(new_tokens) == [self.special_tokens.pad_token]
-
     def source_key(self, number: int) -> str:
         """Return the key of a data set by its number in artifacts: `datasets.0`, or `test_datasets.0`."""
         own = len(self.datasets)
         return f"datasets.{number}" if number < own else f"test_datasets.{number - own}"
-
-    @model_validator(mode="after")
-    def _streaming_has_an_end(self) -> RunConfig:
-        if self.streaming and self.max_steps is None:
-            raise ValueError("streaming reads what max_steps can use; set max_steps: 1000, or remove streaming")
-        return self
-
-    @model_validator(mode="after")
-    def _exclusive_keys(self) -> RunConfig:
-        pairs = [("warmup_steps", "warmup_ratio"), ("eval_steps", "evals_per_epoch"), ("save_steps", "saves_per_epoch")]
-        for first, second in pairs:
-            if getattr(self, first) is not None and getattr(self, second) is not None:
-                raise ValueError(f"{first} and {second} exclude each other; remove {first}")
-        return self
-
-    @model_validator(mode="after")
-    def _quantised_base_needs_an_adapter(self) -> RunConfig:
-        if self.load_in_4bit and self.load_in_8bit:
-            raise ValueError("load_in_4bit and load_in_8bit exclude each other; remove load_in_8bit")
-        if self.adapter is None and (self.load_in_4bit or self.load_in_8bit):
-            key, adapter = ("load_in_4bit", "qlora") if self.load_in_4bit else ("load_in_8bit", "lora")
-            raise ValueError(f"quantised weights cannot be trained; set adapter: {adapter}, or remove {key}")
-        if self.adapter == "qlora" and not self.load_in_4bit:
-            raise ValueError("adapter: qlora keeps the base in 4 bits; set load_in_4bit: true, or adapter: lora")
-        if self.bnb_config_kwargs and not (self.load_in_4bit or self.load_in_8bit):
-            raise ValueError("bnb_config_kwargs needs a quantised base; set load_in_4bit: true, or remove it")
-        return self
-
-    @model_validator(mode="after")
-    def _adapter_targets(self) -> RunConfig:
-        named = self.lora_target_linear or self.lora_target_modules or self.lora_target_parameters
-        if self.adapter and not (named or self.lora_model_dir):
-            raise ValueError(f"adapter: {self.adapter} needs its targets; set lora_target_linear: true")
-        if self.lora_target_parameters and self.lora_dropout:
-            raise ValueError("lora_target_parameters takes no lora_dropout; set lora_dropout: 0")
-        return self
-
-    @model_validator(mode="after")
-    def _adapter_keys_need_an_adapter(self) -> RunConfig:
-        if self.adapter is not None and self.unfrozen_parameters:
-            raise ValueError("unfrozen_parameters and adapter exclude each other; use lora_modules_to_save")
-        for key in ("lora_model_dir", "peft_use_dora", "loraplus_lr_ratio"):
-            if self.adapter is None and getattr(self, key):
-                raise ValueError(f"{key} needs an adapter; set adapter: lora, or remove {key}")
-        ranges = [pattern for pattern in self.unfrozen_parameters if re.search(r"\[-?\d*:-?\d*\]$", pattern)]
-        if ranges:
-            raise ValueError(f"unfrozen_parameters trains whole parameters, not {ranges[0]}; leave the range out")
-        return self
-
-    @model_validator(mode="after")
-    def _one_way_to_set_a_learning_rate(self) -> RunConfig:
-        for key, other in (
-            ("lr_groups", "loraplus_lr_ratio"),
-            ("embedding_lr", "loraplus_lr_ratio"),
-            ("embedding_lr_scale", "loraplus_lr_ratio"),
-            ("embedding_lr_scale", "embedding_lr"),
-        ):
-            if getattr(self, key) and getattr(self, other):
-                raise ValueError(f"{key} and {other} exclude each other; remove {key}")
-        return self
-
-    @model_validator(mode="after")
-    def _schedule_has_its_keys(self) -> RunConfig:
-        for key, schedules in (
-            ("cosine_min_lr_ratio", ("cosine", "rex")),
-            ("cosine_constant_lr_ratio", ("cosine",)),
-            ("lr_quadratic_warmup", ("cosine",)),
-        ):
-            if getattr(self, key) and self.lr_scheduler not in schedules:
-                raise ValueError(f"{key} needs lr_scheduler: {' or '.join(schedules)}; remove {key}")
-        return self
-
-    @model_validator(mode="after")
-    def _offloading_needs_recomputation(self) -> RunConfig:
-        if self.activation_offloading and not self.gradient_checkpointing:
-            raise ValueError(
-                "activation_offloading moves what gradient_checkpointing keeps; set gradient_checkpointing: true"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _sharded_once(self) -> RunConfig:
-        if self.fsdp_config is not None and self.deepspeed is not None:
-            raise ValueError("fsdp_config and deepspeed exclude each other; remove deepspeed")
-        return self
-
-    @model_validator(mode="after")
-    def _precision_elsewhere(self) -> RunConfig:
-        if self.launcher.is_elsewhere and self.bf16 == "auto" and not self.fp16:
-            raise ValueError(
-                f"bf16: auto looks at this machine's GPUs, and launcher.type: {self.launcher.type} trains elsewhere; "
-                "set bf16: true, or false"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _precision_once(self) -> RunConfig:
-        if self.fp16 and self.bf16 is True:
-            raise ValueError("bf16 and fp16 exclude each other; remove fp16")
-        return self
-
-    @model_validator(mode="after")
-    def _evaluation_has_rows(self) -> RunConfig:
-        if self.val_set_size or self.test_datasets:
-            return self
-        for key in ("eval_steps", "early_stopping_patience", "load_best_model_at_end"):
-            if getattr(self, key):
-                raise ValueError(f"{key} asks for an evaluation set; set val_set_size: 0.05, or remove {key}")
-        if self.save_strategy == "best" or self.eval_strategy not in (None, "no"):
-            key = "save_strategy" if self.save_strategy == "best" else "eval_strategy"
-            raise ValueError(f"{key} asks for an evaluation set; set val_set_size: 0.05, or remove {key}")
-        return self
-
-    @model_validator(mode="after")
-    def _strategies(self) -> RunConfig:
-        if self.save_strategy not in (None, "steps") and (self.save_steps or self.saves_per_epoch):
-            raise ValueError("save_strategy contradicts save_steps and saves_per_epoch; remove save_strategy")
-        if self.eval_strategy not in (None, "steps") and (self.eval_steps or self.evals_per_epoch):
-            raise ValueError("eval_strategy contradicts eval_steps and evals_per_epoch; remove eval_strategy")
-        if self.eval_strategy == "steps" and not (self.eval_steps or self.evals_per_epoch):
-            raise ValueError("eval_strategy: steps needs their number; set eval_steps: 0.1")
-        often = self.eval_steps or self.evals_per_epoch or self.eval_strategy == "epoch"
-        if self.early_stopping_patience and not often:
-            raise ValueError("early_stopping_patience needs several evaluations; set evals_per_epoch: 4")
-        return self
 
     @property
     def picks_best(self) -> bool:
@@ -854,19 +385,6 @@ class RunConfig(Section):
     def publish_options(self) -> dict[str, Any]:
         """Return how the place that receives the model is reached."""
         return self.publish.storage_options if self.publish is not None else {}
-
-    @property
-    def bytes_wanted(self) -> int | None:
-        """Return how much is read of each data set (bytes of its rows as JSON), None for all of it.
-
-        Enough to fill every sequence of `max_steps`: a token seldom has more than `BYTES_A_TOKEN`. Where the number of
-        processes is left to the machine, `MOST_PROCESSES` are reckoned with, so that it does not change the key.
-        """
-        if not self.streaming or self.max_steps is None:
-            return None
-        processes = MOST_PROCESSES if self.launcher.processes == "auto" else self.launcher.processes
-        sequences = self.max_steps * self.sequences_per_pass * self.passes_per_step * processes
-        return sequences * self.sequence_len * BYTES_A_TOKEN
 
     @property
     def publish_to(self) -> str:

@@ -15,6 +15,7 @@ from configs.load import load_run
 from configs.schema import RunConfig
 from stages.artifacts import FileDigests, Store
 from stages.fetch import STAGE
+from stages.fetch.sampling import bytes_wanted
 from stages.stage import Context, run_stage
 from tests.test_config import GOOD
 
@@ -34,7 +35,7 @@ def test_a_pretraining_dataset_is_text_that_is_read_as_far_as_the_steps_go(tmp_p
     run = load(tmp_path, pretraining_dataset=[given], max_steps=5, launcher=launcher)
     [dataset] = run.datasets
     assert (dataset.type, dataset.field, run.streaming) == ("completion", "body", True)
-    assert run.bytes_wanted == 5 * run.sequences_per_pass * run.passes_per_step * run.sequence_len * 8
+    assert bytes_wanted(run) == 5 * run.sequences_per_pass * run.passes_per_step * run.sequence_len * 8
     assert RunConfig.model_validate_json(run.model_dump_json()) == run
     rows = []
     for steps in (5, 10**6):

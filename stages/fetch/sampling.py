@@ -1,4 +1,4 @@
-"""Which rows of a data set are drawn: one shard of the shuffled rows, and a share of what is left.
+"""Which rows of a data set are read: one shard of the shuffled rows, a share of what is left, and no more than is used.
 
 The rows are those that `datasets` gives for `.shuffle(seed).shard(shards, shards_idx)` and
 `.shuffle(seed).select(range(int(weight * rows)))`; they keep their order in the source.
@@ -13,6 +13,10 @@ import numpy as np
 
 from configs.schema import RunConfig
 from stages.shuffling import Numbers, part, permutation
+
+BYTES_A_TOKEN = 8
+MOST_PROCESSES = 8
+"""What `streaming` reckons with: see `bytes_wanted`."""
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,16 @@ def sampling_of(run: RunConfig, number: int) -> Sampling | None:
     mixed = run.mixture is not None and number < len(run.datasets)
     sampling = Sampling(run.seed, dataset.shards or 1, dataset.shards_idx, 1.0 if mixed else dataset.weight)
     return sampling if sampling.shards > 1 or sampling.weight < 1 else None
+
+
+def bytes_wanted(run: RunConfig) -> int | None:
+    """Return how much is read of each data set (bytes of its rows as JSON), None for all of it.
+
+    Enough to fill every sequence of `max_steps`: a token seldom has more than `BYTES_A_TOKEN`. Where the number of
+    processes is left to the machine, `MOST_PROCESSES` are reckoned with, so that it does not change the key.
+    """
+    if not run.streaming or run.max_steps is None:
+        return None
+    processes = MOST_PROCESSES if run.launcher.processes == "auto" else run.launcher.processes
+    sequences = run.max_steps * run.sequences_per_pass * run.passes_per_step * processes
+    return sequences * run.sequence_len * BYTES_A_TOKEN

@@ -19,7 +19,7 @@ from stages.errors import ConfigError, DataError, Problem, TransientError
 from stages.fetch.files import DataFile
 from stages.fetch.problems import problems_of
 from stages.fetch.readers import Rows, count_rows, place_of
-from stages.fetch.sampling import Sampling, sampling_of
+from stages.fetch.sampling import Sampling, bytes_wanted, sampling_of
 from stages.fetch.shards import FILES, Shards, Watch, take
 from stages.fetch.sources import Source, find_source
 from stages.remote import Downloads
@@ -37,7 +37,7 @@ def _inputs_of(sources: list[Source], context: Context) -> dict[str, Any]:
         sampling = sampling_of(context.run, number)
         drawn = {} if sampling is None else {"sampling": sampling.inputs()}
         datasets.append({"source": source.content(context.digests), "split": source.split, **drawn})
-    wanted = context.run.bytes_wanted
+    wanted = bytes_wanted(context.run)
     return {"datasets": datasets, "pyarrow": pa.__version__, **({} if wanted is None else {"bytes_wanted": wanted})}
 
 
@@ -85,7 +85,7 @@ def _fetch(
     with problems_of(context.run.source_key(number), dataset):
         for stretch in _drawn(_stretches(source), sampling):
             writing = Shards(number, len(shards), writer, watch)
-            for shard in _until(context.run.bytes_wanted, shards, _write_stretch(stretch, writing)):
+            for shard in _until(bytes_wanted(context.run), shards, _write_stretch(stretch, writing)):
                 shards.append(shard)
                 rows += shard["rows"]
                 context.progress(rows, None, "rows", dataset=dataset.shown)

@@ -43,7 +43,7 @@ def _new_tokens(scene: Scene) -> Iterator[Finding]:
     if run.adapter is None or run.lora_modules_to_save or shape is None or tokenizer is None or tokenizer.size is None:
         return
     grown = tokenizer.size + len(tokenizer.new_tokens)
-    if run.only_pads(tokenizer.new_tokens) and grown == shape.vocabulary + 1:
+    if run.special_tokens.only_pads(tokenizer.new_tokens) and grown == shape.vocabulary + 1:
         return
     if shape.vocabulary and grown > shape.vocabulary:
         new = ", ".join(sorted(tokenizer.new_tokens)[:4]) or "those of tokenizer_config"

@@ -90,7 +90,7 @@ def _keep_trainable_layout(model: PreTrainedModel) -> None:
 
 def _grow_vocabulary(model: PreTrainedModel, run: RunConfig, vocabulary: int, new_tokens: Sequence[str]) -> None:
     rows = model.get_input_embeddings().num_embeddings
-    only_padding = run.only_pads(new_tokens) and vocabulary == rows + 1
+    only_padding = run.special_tokens.only_pads(new_tokens) and vocabulary == rows + 1
     if run.adapter is not None and not run.lora_modules_to_save and not only_padding:
         rule = f"the vocabulary grew from {rows} to {vocabulary} tokens, and new ones must be trained"
         remedy = "Add lora_modules_to_save: [embed_tokens, lm_head]."
