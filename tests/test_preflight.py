@@ -21,6 +21,7 @@ from stages.outlook import Outlook, look_ahead
 from stages.preflight import Finding
 from stages.preflight.advice import RANGES
 from stages.train.machine import Machine
+from stages.train.rules import problems_by_check
 from tests.hub_endpoint import serving
 
 LLAMA = {
@@ -232,14 +233,15 @@ def test_new_tokens_count_what_the_model_has_no_row_for(desk: Desk) -> None:
     assert desk.one("error", special_tokens={"unk_token": "<new>"}).check == "new-tokens-not-trained"
 
 
-def test_every_check_is_in_the_documentation() -> None:
+def test_every_check_is_in_the_documentation(desk: Desk) -> None:
     root = Path(__file__).parent.parent
     sources = [
         *(root / "stages" / "preflight").glob("*.py"),
         root / "stages" / "outlook.py",
         root / "flows/planning.py",
     ]
-    names = set()
+    desk.outlook()
+    names = {name for name, _ in problems_by_check(load_run(desk.folder / "run.yaml").run)}
     for source in sources:
         names |= set(re.findall(r'(?:error|warning|note|refused)\(\s*"([a-z0-9-]+)"', source.read_text()))
     page = (root / "infra" / "docs" / "planning.md").read_text()
@@ -305,6 +307,19 @@ def test_what_only_this_machine_lacks_is_no_fault_of_the_file(desk: Desk, monkey
     assert finding.check == "flex-attention-on-cpu"
     [finding] = desk.outlook(gpu=None, fp16=True, bf16=False).at("error")
     assert (finding.check, finding.key) == ("fp16-on-cpu", "fp16")
+
+
+def test_a_missing_login_of_a_tracker_has_its_own_name(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(desk.folder))
+    here = desk.outlook(gpu=None, wandb_project="p")
+    [finding] = [f for f in here.at("error") if f.key == "wandb_project"]
+    assert (finding.check, finding.remedy[:18]) == ("tracker-login-missing", "Set WANDB_API_KEY,")
+    assert finding.check in [f.check for f in here.of_file().at("warning")]
+    there = desk.outlook(gpu="h100", wandb_project="p")
+    assert not there.at("error", "warning")
+    assert [f.rule for f in there.at("note")] == ["it needs a login at Weights & Biases there"]
 
 
 @pytest.mark.skipif(find_spec("flash_attn") is not None, reason="it is installed")

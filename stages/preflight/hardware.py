@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from configs.schema import RunConfig
-from stages.errors import ConfigError, Problem
+from stages.errors import ConfigError
 from stages.preflight.finding import Finding
 from stages.preflight.scene import Scene, error, note, refused
 from stages.train.machine import AMPERE, precision, world_size
-from stages.train.rules import problems
+from stages.train.rules import MISSING_LOGIN, MISSING_PACKAGE, problems_by_check
 
 ISOLATING = (
     "eager",
@@ -86,23 +86,14 @@ def _limits(scene: Scene) -> Iterator[Finding]:
 
 
 def _untrainable(scene: Scene) -> Iterator[Finding]:
-    """What `stages.train.rules` refuses: packages, what cannot be sharded, DeepSpeed's own settings."""
-    for wrong in problems(scene.run):
-        if "is not installed" not in wrong.rule:
-            yield refused(_check_of(wrong), wrong)
-        elif scene.here:
-            yield refused("missing-package", wrong, of_machine=True)
-        else:
-            rule = wrong.rule.replace(", which is not installed", " there")
-            yield note("missing-package", wrong.key, wrong.value, rule, wrong.remedy)
-
-
-def _check_of(wrong: Problem) -> str:
-    if wrong.key.startswith("deepspeed"):
-        return "deepspeed-settings"
-    if "shard" in wrong.rule or "ZeRO" in wrong.rule:
-        return "optimizer-cannot-be-sharded" if wrong.key == "optimizer" else "quantised-cannot-be-sharded"
-    return "optimizer-or-schedule"
+    """What `stages.train.rules` refuses; what this machine lacks, another one may have."""
+    for check, found in problems_by_check(scene.run):
+        of_machine = check in (MISSING_PACKAGE, MISSING_LOGIN)
+        for wrong in found:
+            if scene.here or not of_machine:
+                yield refused(check, wrong, of_machine=of_machine)
+            else:
+                yield note(check, wrong.key, wrong.value, f"{wrong.rule.partition(', which')[0]} there", wrong.remedy)
 
 
 def _reentrant(run: RunConfig) -> Iterator[Finding]:

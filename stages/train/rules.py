@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 from configs.schema import RunConfig
@@ -9,6 +10,9 @@ from stages.errors import ConfigError, Problem
 from stages.train import trackers
 from stages.train.machine import this_machine
 from stages.train.optimizers import NEEDED_PACKAGE, optimizer_problems, settled_name
+
+MISSING_PACKAGE, MISSING_LOGIN = "missing-package", "tracker-login-missing"
+"""Checks that look at this machine, so that another one may pass them."""
 
 PACKAGES = {
     "bitsandbytes": "quantization",
@@ -45,13 +49,17 @@ def check(run: RunConfig) -> None:
 
 def problems(run: RunConfig) -> list[Problem]:
     """Return why a configuration cannot be trained; nothing if it can."""
-    return [
-        *_missing_packages(run),
-        *trackers.login_problems(run),
-        *optimizer_problems(run),
-        *_unshardable(run),
-        *_wrong_deepspeed(run),
-    ]
+    return [problem for _, found in problems_by_check(run) for problem in found]
+
+
+def problems_by_check(run: RunConfig) -> Iterator[tuple[str, list[Problem]]]:
+    """Yield (name of a check of the preflight, what it finds)."""
+    yield MISSING_PACKAGE, _missing_packages(run)
+    yield MISSING_LOGIN, trackers.login_problems(run)
+    yield "optimizer-or-schedule", optimizer_problems(run)
+    yield "optimizer-cannot-be-sharded", _unshardable_optimizer(run)
+    yield "quantised-cannot-be-sharded", _unshardable_weights(run)
+    yield "deepspeed-settings", _wrong_deepspeed(run)
 
 
 def needed_packages(run: RunConfig) -> list[str]:
@@ -59,20 +67,22 @@ def needed_packages(run: RunConfig) -> list[str]:
     return sorted({DISTRIBUTIONS.get(package, package) for package, _, _ in _wanted(run)})
 
 
-def _unshardable(run: RunConfig) -> list[Problem]:
-    """Return what cannot be cut into shards."""
-    found = []
+def _unshardable_optimizer(run: RunConfig) -> list[Problem]:
     if run.sharding == "fsdp2" and any(word in run.optimizer for word in ("8bit", "paged", "bnb", "ademamix")):
         rule = "FSDP2 cannot shard the state of bitsandbytes' optimizers"
-        found.append(_problem("optimizer", run.optimizer, rule, "Set optimizer: adamw_torch_fused, or use ZeRO-2."))
+        return [_problem("optimizer", run.optimizer, rule, "Set optimizer: adamw_torch_fused, or use ZeRO-2.")]
+    return []
+
+
+def _unshardable_weights(run: RunConfig) -> list[Problem]:
     if run.sharding == "fsdp2" and run.load_in_8bit:
         rule, remedy = "FSDP2 cannot shard 8-bit weights", "Set adapter: qlora and load_in_4bit: true, or use ZeRO-2."
-        found.append(_problem("load_in_8bit", "true", rule, remedy))
+        return [_problem("load_in_8bit", "true", rule, remedy)]
     if run.sharding == "zero3" and (run.load_in_4bit or run.load_in_8bit):
         key = "load_in_4bit" if run.load_in_4bit else "load_in_8bit"
         rule = "ZeRO-3 on quantised weights is not tried on GPUs yet"
-        found.append(_problem(key, "true", rule, "Use ZeRO-2, or fsdp_config with adapter: qlora."))
-    return found
+        return [_problem(key, "true", rule, "Use ZeRO-2, or fsdp_config with adapter: qlora.")]
+    return []
 
 
 def _wrong_deepspeed(run: RunConfig) -> list[Problem]:

@@ -88,6 +88,6 @@ def login_problems(run: RunConfig, environment: Mapping[str, str] = os.environ) 
     known = any(environment.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
     if known or any(path.is_file() for path in files):
         return []
-    rule = "nobody is logged in to Weights & Biases on this machine"
+    rule = "it needs a login at Weights & Biases, which this machine has not"
     remedy = "Set WANDB_API_KEY, run `wandb login`, or set wandb_mode: offline."
     return [Problem("configuration", "wandb_project", str(run.wandb_project or ""), rule, remedy)]
