@@ -7,7 +7,7 @@ from prefect.runtime import deployment
 
 from stages.artifacts import Artifact
 from stages.errors import StageError
-from stages.report import health_of
+from stages.report import sick_rows
 
 HELD_SECONDS = 30 * 24 * 3600.0
 """How long a held run can be released; after that it fails, and is to be started again."""
@@ -21,7 +21,7 @@ def hold_if_sick(train: Artifact) -> None:
     Raises:
         StageError: nobody can resume a run that was not started by a deployment.
     """
-    sick = [row for row in health_of(train) if row["status"] == "sick"]
+    sick = sick_rows(train)
     if not sick:
         return
     why = "; ".join(f"{row['row']}: {row['text']}" for row in sick)

@@ -120,14 +120,8 @@ def finished_in(steps: Sequence[PlannedStage]) -> list[str]:
     return [step.stage for step in steps if step.status == "reused"]
 
 
-def preflight(loaded: LoadedRun, *, until: str, refresh: Sequence[str]) -> Outlook | None:
-    """Return what is to be said of a run that has something to do; None if everything is there.
-
-    Raises:
-        ConfigError: there is no such data, model or place.
-    """
-    context, store = open_run(loaded.run)
-    steps = plan_stages(loaded, context, store, until=until, refresh=refresh)
+def preflight(loaded: LoadedRun, steps: Sequence[PlannedStage], *, until: str) -> Outlook | None:
+    """Return what is to be said of a run that has something to do; None if everything is there."""
     finished = finished_in(steps)
     return look_ahead(loaded, finished=finished).until(until) if len(finished) < len(steps) else None
 

@@ -18,9 +18,10 @@ from flows.command import say
 from flows.display import LiveTable, PlainLines
 from flows.planning import plan_stages, preflight
 from flows.server import prefect_server, server_is_configured
+from stages.artifacts import Store
 from stages.errors import DamagedArtifactError, TransientError
 from stages.export import export
-from stages.pipeline import StageName, stages_until
+from stages.pipeline import PlannedStage, StageName, stages_until
 from stages.stage import StageResult, open_run
 from tasks.listener import listening
 
@@ -41,15 +42,18 @@ def run_pipeline(
         SftError: a stage failed.
     """
     display = _display([stage.name for stage in stages_until(until)], quiet=quiet)
+    started = time.monotonic()
+    context, store = open_run(loaded.run)
+    steps = plan_stages(loaded, context, store, until=until, refresh=refresh)
     if not server_is_configured():
-        results = _from_store(loaded, until=until, refresh=refresh)
+        results = _from_store(loaded, store, steps, started)
         if results is not None:
             with display:
                 for result in results:
                     display.started(result.stage)
                     display.finished(result)
             return results
-    outlook = preflight(loaded, until=until, refresh=refresh)
+    outlook = preflight(loaded, steps, until=until)
     if outlook is not None:
         outlook.stop(strict=strict)
         for warning in () if quiet else outlook.at("warning"):
@@ -75,20 +79,19 @@ def run_pipeline(
             ) from error
 
 
-def _from_store(loaded: LoadedRun, *, until: StageName, refresh: Sequence[StageName]) -> list[StageResult] | None:
+def _from_store(
+    loaded: LoadedRun, store: Store, steps: Sequence[PlannedStage], started: float
+) -> list[StageResult] | None:
     """Return the results of a run that has nothing to do, or None if a stage has to run."""
-    started = time.monotonic()
-    context, store = open_run(loaded.run)
-    planned = plan_stages(loaded, context, store, until=until, refresh=refresh)
-    artifacts = {step.stage: step.artifact for step in planned if step.artifact is not None}
-    if len(artifacts) < len(planned):
+    artifacts = {step.stage: step.artifact for step in steps if step.artifact is not None}
+    if len(artifacts) < len(steps):
         return None
     try:
         export(loaded.run, artifacts)
     except DamagedArtifactError:
         return None
     store.note_run(loaded.run.output_dir, artifacts.values())
-    share = (time.monotonic() - started) / len(planned)
+    share = (time.monotonic() - started) / len(steps)
     return [StageResult(name, "reused", share, artifact) for name, artifact in artifacts.items()]
 
 

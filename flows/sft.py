@@ -16,14 +16,14 @@ from configs.load import LoadedRun, load_run
 from flows import events
 from flows.deployments.names import deployment_name
 from flows.held import hold_if_sick
-from flows.planning import preflight
-from stages.artifacts import Artifact, Store
+from flows.planning import plan_stages, preflight
+from stages.artifacts import Artifact, Store, digest_of
 from stages.errors import DamagedArtifactError, StageError
 from stages.export import export
 from stages.lifeline import end_with_parent
-from stages.pipeline import STAGE_NAMES, StageName, plan, stages_until
-from stages.report import health_of
-from stages.stage import Context, StageResult, open_run
+from stages.pipeline import STAGE_NAMES, PlannedStage, StageName, stages_until
+from stages.report import sick_rows
+from stages.stage import Context, StageResult, open_run, usable
 from tasks.blocks import with_blocks
 from tasks.run_artifacts import show_run
 from tasks.stage_task import run_as_task
@@ -56,20 +56,21 @@ def sft(
         chain: When this is done, the next deployment of the same name starts.
         lenient: Unknown keys have no effect, and do not stop the run.
     """
-    if deployment.id:
-        end_with_parent()  # a worker that is killed takes its runs along
     loaded = load_run(Path(config), overrides or (), lenient=lenient)
     run = with_blocks(loaded.run)
-    _look_ahead(replace(loaded, run=run), until, refresh or ())
     context, store = open_run(run)
-    _check_start(context, store, start, until)
+    if deployment.id:  # on the command line `sft run` has looked
+        end_with_parent()  # a worker that is killed takes its runs along
+        loaded = replace(loaded, run=run)
+        steps = plan_stages(loaded, context, store, until=until, refresh=refresh or ())
+        _look_ahead(loaded, steps, until)
+        _check_start(steps, start, until)
     name = deployment_name(run, Path(config))
-    results: list[StageResult] = []
-    wanted, left = set(refresh or ()), TRIES
-    while not results:
-        left -= 1
+    wanted = set(refresh or ())
+    for left in reversed(range(TRIES)):
         try:
             results = _run_stages(context, store, name, until, wanted)
+            break
         except DamagedArtifactError as error:  # seen when its files were brought here: now its producer runs again
             if not left:
                 raise
@@ -89,9 +90,10 @@ def _run_stages(
     artifacts: dict[str, Artifact] = {}
     results: list[StageResult] = []
     for stage in stages_until(until):
-        is_held = context.run.orchestration.hold_unhealthy
-        if stage.name == "publish" and is_held and not _is_published(context, store):
-            hold_if_sick(artifacts["train"])
+        if stage.name == "publish" and context.run.orchestration.hold_unhealthy:
+            published = usable(stage, context, store, digest_of(stage.key_inputs(context, artifacts)))
+            if published is None:  # else somebody released this model before
+                hold_if_sick(artifacts["train"])
         result = run_as_task(stage, context, artifacts, store, refresh=stage.name in refresh)
         refresh.discard(stage.name)
         artifacts[stage.name] = result.artifact
@@ -102,31 +104,29 @@ def _run_stages(
     return results
 
 
-def _look_ahead(loaded: LoadedRun, until: StageName, refresh: Sequence[StageName]) -> None:
+def _look_ahead(loaded: LoadedRun, steps: Sequence[PlannedStage], until: StageName) -> None:
     """Refuse what would go wrong later, and log what is unusual: a deployment has no terminal that told it before.
 
     Raises:
         ConfigError: with all that would go wrong.
     """
-    outlook = preflight(loaded, until=until, refresh=refresh)
+    outlook = preflight(loaded, steps, until=until)
     if outlook is not None:
         outlook.stop()
         for warning in outlook.at("warning"):
             get_run_logger().warning(str(warning))
 
 
-def _check_start(context: Context, store: Store, start: StageName, until: StageName) -> None:
+def _check_start(steps: Sequence[PlannedStage], start: StageName, until: StageName) -> None:
     """Refuse to start in the middle of what is not there, before a GPU waits for it.
 
     Raises:
         StageError: an artifact of an earlier stage is missing.
     """
     first = STAGE_NAMES.index(start)
-    if first == 0:
-        return
     if first > STAGE_NAMES.index(until):
         raise StageError(f"start: {start} comes after until: {until}; there is nothing to run")
-    for step in plan(context, store, until=STAGE_NAMES[first - 1]):
+    for step in steps[:first]:
         if step.artifact is None:
             raise StageError(
                 f"the store has no artifact of `{step.stage}` for this configuration ({step.why}). "
@@ -134,13 +134,8 @@ def _check_start(context: Context, store: Store, start: StageName, until: StageN
             )
 
 
-def _is_published(context: Context, store: Store) -> bool:
-    """Return whether there is nothing left to publish: somebody released this model before."""
-    return plan(context, store)[-1].artifact is not None
-
-
 def _tell_if_sick(result: StageResult, name: str) -> None:
     """Emit an event about a training that was judged sick, with the evidence, once: when it has just ended."""
-    sick = [row for row in health_of(result.artifact) if row["status"] == "sick"]
-    if sick and result.status == "ran":
+    sick = sick_rows(result.artifact) if result.status == "ran" else []
+    if sick:
         events.tell(events.SICK, name, {"findings": sick, "address": result.artifact.address}, chain=False)

@@ -121,6 +121,11 @@ def health_of(train: Artifact) -> list[Record]:
     return rows
 
 
+def sick_rows(train: Artifact) -> list[Record]:
+    """Return the rows of the health that are sick."""
+    return [row for row in health_of(train) if row["status"] == "sick"]
+
+
 def samples_of(train: Artifact) -> list[tuple[Record, Record]]:
     """Return what the model said first and last to each held-out prompt; nothing if it was not asked."""
     if not _has(train, SAMPLES):

@@ -100,10 +100,10 @@ def run_stage(
     started = time.monotonic()
     inputs = stage.key_inputs(context, upstream)
     key = digest_of(inputs)
-    present = None if refresh else _usable(stage, context, store, key)
+    present = None if refresh else usable(stage, context, store, key)
     if present is None:
         with store.lock(stage.name, key):
-            present = None if refresh else _usable(stage, context, store, key)  # another process may have made it
+            present = None if refresh else usable(stage, context, store, key)  # another process may have made it
             if present is None:
                 parents = {name: upstream[name].key for name in stage.needs}
                 with store.writer(stage.name, inputs, parents, anew=refresh) as writer:
@@ -114,7 +114,8 @@ def run_stage(
     return StageResult(stage.name, "reused", time.monotonic() - started, present)
 
 
-def _usable(stage: Stage, context: Context, store: Store, key: str) -> Artifact | None:
+def usable(stage: Stage, context: Context, store: Store, key: str) -> Artifact | None:
+    """Return the artifact of a key if it is there, whole, and still holds; else None."""
     artifact = store.find(stage.name, key)
     return artifact if artifact is not None and why_stale(stage, context, artifact) is None else None
 
