@@ -92,16 +92,20 @@ class GivenConfig:
     lenient: bool
     strict: bool
 
-    def load(self) -> LoadedRun:
-        """Return the run, and say what is accepted but not as it might be meant.
+    def read(self) -> LoadedRun:
+        """Return the run.
 
         Raises:
             ConfigError: with every problem of the file and the overrides.
         """
-        loaded = load_run(self.path, self.overrides, lenient=self.lenient)
+        return _with_blocks(load_run(self.path, self.overrides, lenient=self.lenient))
+
+    def load(self) -> LoadedRun:
+        """Read the run, and say what is accepted but not as it might be meant."""
+        loaded = self.read()
         for notice in loaded.notices:
             say(f"[dim]{escape(str(notice))}[/dim]")
-        return _with_blocks(loaded)
+        return loaded
 
 
 def _with_blocks(loaded: LoadedRun) -> LoadedRun:

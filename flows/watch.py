@@ -13,6 +13,7 @@ from flows import events
 from flows.deployments.names import deployment_name
 from stages.pipeline import plan
 from stages.stage import open_run
+from tasks.blocks import with_blocks
 
 
 @flow(name="sft-watch", persist_result=False)
@@ -30,7 +31,7 @@ def watch(config: str, overrides: list[str] | None = None) -> bool:
 
 def tell_if_changed(config: Path, overrides: Sequence[str]) -> bool:
     """Emit an event if the sources are not those in the store and this content was not told of before."""
-    run = load_run(config, overrides).run
+    run = with_blocks(load_run(config, overrides).run)
     [step] = plan(*open_run(run), until="fetch")
     if step.artifact is not None:
         return False

@@ -18,9 +18,9 @@ PAGE, DOCUMENT = "sweep.html", "sweep.json"
 
 def sweep(given: GivenConfig, *, parallel: int | None, until: StageName, as_json: bool) -> None:
     """Run every combination, and leave a comparison in the output folder; exit code 1 if a run failed."""
-    trials = read_trials(given.path, grid(given.overrides), lenient=given.lenient)
+    trials = read_trials(given, grid(given.overrides))
     say(f"{len(trials)} runs; the data is prepared once")
-    rows = rows_of(run_trials(trials, parallel=parallel, until=until, tell=say))
+    rows = rows_of(run_trials(trials, parallel=parallel, until=until, strict=given.strict, tell=say))
     folder = Path(trials[0].loaded.run.output_dir)
     (folder / DOCUMENT).write_bytes(orjson.dumps({"runs": rows}, option=orjson.OPT_INDENT_2))
     (folder / PAGE).write_text(page(f"Sweep of {given.path.name}", rows), encoding="utf-8")

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
 import stages
-from flows.sweep.running import Outcome
+from flows.sweep.running import Outcome, Trial
+from stages.report import health_of
 from stages.report_curves import Chart, Series, draw, number
+from stages.stage import open_run
+from stages.train.health import SEVERITY
 from stages.train.metrics import read_metrics
 
 MOST_LINES = 8
@@ -35,7 +37,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     if outcome.document is None:
         return row
     [train] = [stage for stage in outcome.document["stages"] if stage["stage"] == "train"]
-    records = read_metrics(Path(train["path"]) / "metrics.jsonl")
+    records = read_metrics(outcome.trial.output_dir / "metrics.jsonl")
     steps, held_out = [r for r in records if "loss" in r], [r for r in records if "eval_loss" in r]
     return row | {
         "status": train["status"],
@@ -45,13 +47,15 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "loss": steps[-1]["loss"] if steps else None,
         "eval_loss": held_out[-1]["eval_loss"] if held_out else None,
         "tokens_per_second": sum(r["tokens_per_second"] for r in steps) / len(steps) if steps else None,
-        "health": _health(Path(train["path"])),
+        "health": _health(outcome.trial, train["key"]),
     }
 
 
-def _health(folder: Path) -> str | None:
-    path = folder / "health.json"
-    return str(orjson.loads(path.read_bytes())["status"]) if path.exists() else None
+def _health(trial: Trial, key: str) -> str | None:
+    _, store = open_run(trial.loaded.run)
+    train = store.read("train", key)
+    rows = [] if train is None else health_of(train)
+    return max((row["status"] for row in rows), key=SEVERITY.index, default=None)
 
 
 def page(title: str, rows: Sequence[dict[str, Any]]) -> str:

@@ -7,14 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from configs.errors import ConfigError, Problem
-from configs.load import LoadedRun, load_run
+from configs.load import LoadedRun
+from flows.command import GivenConfig
 from flows.running import run_pipeline
 from flows.server import prefect_server
 from flows.sweep.grid import Point
@@ -49,7 +50,7 @@ class Outcome:
     error: str = ""
 
 
-def read_trials(config: Path, points: Sequence[Point], *, lenient: bool) -> list[Trial]:
+def read_trials(given: GivenConfig, points: Sequence[Point]) -> list[Trial]:
     """Return the runs of a sweep.
 
     Raises:
@@ -59,7 +60,7 @@ def read_trials(config: Path, points: Sequence[Point], *, lenient: bool) -> list
     problems: list[Problem] = []
     for point in points:
         try:
-            base = load_run(config, point.overrides, lenient=lenient)
+            base = replace(given, overrides=point.overrides).read()
         except ConfigError as error:
             problems += [problem for problem in error.problems if problem not in problems]
             continue
@@ -70,11 +71,16 @@ def read_trials(config: Path, points: Sequence[Point], *, lenient: bool) -> list
 
 
 def run_trials(
-    trials: Sequence[Trial], *, parallel: int | None, until: StageName, tell: Callable[[str], None]
+    trials: Sequence[Trial],
+    *,
+    parallel: int | None,
+    until: StageName,
+    strict: bool,
+    tell: Callable[[str], None],
 ) -> list[Outcome]:
     """Return what became of each run, in their order; a run that fails does not stop the others."""
     for trial in trials:
-        run_pipeline(trial.loaded, trial.overrides, until="pack", refresh=(), quiet=True)
+        run_pipeline(trial.loaded, trial.overrides, until="pack", refresh=(), quiet=True, strict=strict)
     slots = _slots(trials, parallel, this_machine())
     waiting, ended = list(trials), dict[str, Outcome]()
     running: dict[int, tuple[Trial, subprocess.Popen[bytes]]] = {}
@@ -85,7 +91,7 @@ def run_trials(
                     slot = next(slot for slot in range(len(slots)) if slot not in running)
                     trial = waiting.pop(0)
                     tell(f"{trial.point.name}: started")
-                    running[slot] = (trial, _start(trial, until, slots[slot]))
+                    running[slot] = (trial, _start(trial, until, slots[slot], strict=strict))
                 for slot, (trial, process) in list(running.items()):
                     if process.poll() is not None:
                         del running[slot]
@@ -112,10 +118,10 @@ def _slots(trials: Sequence[Trial], parallel: int | None, machine: Machine) -> l
     return [",".join(share) for share in shares[: parallel or len(shares)]]
 
 
-def _start(trial: Trial, until: StageName, gpus: str | None) -> subprocess.Popen[bytes]:
+def _start(trial: Trial, until: StageName, gpus: str | None, *, strict: bool) -> subprocess.Popen[bytes]:
     trial.output_dir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "flows.cli", "run", str(trial.loaded.path), *trial.overrides]
-    command += ["--until", until, "--json"] + (["--lenient"] if trial.loaded.lenient else [])
+    command += ["--until", until, "--json", *["--lenient"] * trial.loaded.lenient, *["--strict"] * strict]
     environment = dict(os.environ) if gpus is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpus}
     with (trial.output_dir / LOG).open("wb") as log, (trial.output_dir / f".{LOG}.json").open("wb") as out:
         return subprocess.Popen(bound(command), stdout=out, stderr=log, env=environment)
