@@ -100,8 +100,8 @@ def attention(run: RunConfig, machine: Machine) -> str | None:
 
 
 def threads(run: RunConfig, processes: int) -> int:
-    """Return the CPU threads of each process."""
-    return run.launcher.threads or max(1, len(os.sched_getaffinity(0)) // processes)
+    """Return the CPU threads of each of `processes`, which are those of all nodes."""
+    return run.launcher.threads or max(1, len(os.sched_getaffinity(0)) * run.launcher.nodes // processes)
 
 
 def _driver_gpus() -> tuple[tuple[int, int], ...]:

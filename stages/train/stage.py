@@ -199,9 +199,7 @@ def _train(job: Job, work: WorkFolder, context: Context, upstream: Upstream) -> 
         world_size=job.world_size,
     )
     check_steps_left(job.checkpoint, schedule.steps)
-    code = launch(
-        job, work, context, threads=threads(job.run, job.world_size // job.run.launcher.nodes), steps=schedule.steps
-    )
+    code = launch(job, work, context, threads=threads(job.run, job.world_size), steps=schedule.steps)
     if not is_whole(work.done, work.final, job.key):
         raise error_of(work, code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import time
 from typing import Any
@@ -13,6 +14,8 @@ from stages.train.engines.agents import environment
 from stages.train.job import Job, WorkFolder
 
 ASK_SECONDS = 5.0
+PATIENCE_SECONDS = 600.0
+"""How long the API may not answer before a training that runs on is given up."""
 
 
 class KubernetesAgents:
@@ -21,7 +24,7 @@ class KubernetesAgents:
     def __init__(self, job: Job, work: WorkFolder, threads: int) -> None:
         manifest = train_job(job, work, threads)
         self._name, self._namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
-        self._asked = 0.0
+        self._asked, self._answered = 0.0, time.monotonic()
         self._code: int | None = None
         if not self._exists():  # an earlier try may have been killed, and its pods train on
             self._kubectl("apply", "--filename=-", given=orjson.dumps(manifest))
@@ -30,7 +33,13 @@ class KubernetesAgents:
         """Return 0 when the TrainJob is complete, 1 when it has failed, None while it waits or runs."""
         if self._code is None and time.monotonic() - self._asked > ASK_SECONDS:
             self._asked = time.monotonic()
-            answer = orjson.loads(self._kubectl("get", "trainjob", self._name, "--output=json"))
+            try:
+                answer = orjson.loads(self._kubectl("get", "trainjob", self._name, "--output=json"))
+            except TransientError:
+                if self._asked - self._answered > PATIENCE_SECONDS:
+                    raise
+                return None
+            self._answered = self._asked
             true = {one["type"] for one in answer.get("status", {}).get("conditions", []) if one["status"] == "True"}
             self._code = 0 if "Complete" in true else 1 if "Failed" in true else None
         return self._code
@@ -68,7 +77,8 @@ def train_job(job: Job, work: WorkFolder, threads: int) -> dict[str, Any]:
     """
     launcher = job.run.launcher
     each = job.world_size // launcher.nodes
-    module = ["-m", "stages.train.agent", str(work.agent_report("$(hostname)")), "-m", "stages.train", str(work.job)]
+    report = f"{shlex.quote(str(work.agent_report('')).removesuffix('.json'))}$(hostname).json"
+    module = ["-m", "stages.train.agent", report, "-m", "stages.train", shlex.quote(str(work.job))]
     gpus = {"limits": {"nvidia.com/gpu": each}, "requests": {"nvidia.com/gpu": each}} if launcher.gpus else {}
     variables = environment(threads)
     variables.pop("PYTHONPATH")  # the image has the project installed
