@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,8 +53,8 @@ def test_compose_starts_things_in_order_and_only_for_this_machine() -> None:
 
 def test_the_image_is_built_as_a_linter_advises() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
-    if not hadolint.exists() and not shutil.which("hadolint"):
-        pytest.skip("hadolint is not installed")
+    if not hadolint.exists():
+        pytest.skip("there is no hadolint for this platform")
     done = subprocess.run([str(hadolint), str(INFRA / "Dockerfile")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

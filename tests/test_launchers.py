@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psutil
 import pytest
 
 from configs.errors import ConfigError
 from configs.load import load_run
+from stages.train.engines import kubernetes
 from stages.train.engines.kubernetes import train_job
 from stages.train.engines.slurm import batch_script
 from stages.train.job import Job, WorkFolder
@@ -204,6 +206,51 @@ def test_a_train_job_is_what_its_published_schema_says(tmp_path: Path) -> None:
     assert (mount.name, shared.mount_path) == ("store", "/dev/shm")  # noqa: S108
 
 
+KUBECTL = """#!/bin/sh
+# Stands in for a cluster: keeps what is applied in a folder, and answers with what the test puts there.
+cd {folder}
+case "$2" in
+  apply) cat > applied.json ;;
+  get) case "$*" in
+         *--ignore-not-found*) [ ! -f applied.json ] || echo trainjob/sft ;;
+         *) [ ! -f down ] || {{ echo "connection refused" >&2; exit 1; }}; cat status.json ;;
+       esac ;;
+  delete) rm -f applied.json ;;
+esac
+"""
+
+
+def test_a_train_job_is_followed_past_an_api_that_is_away_and_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No cluster is at hand: this shows what is asked of kubectl, not that a cluster does it."""
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(KUBECTL.format(folder=tmp_path))
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(kubernetes, "ASK_SECONDS", 0.0)
+    job, work = job_of(tmp_path, type="kubernetes", nodes=2, processes=8, image="registry/sft:1", volume_claim="store")
+
+    def status(kind: str) -> None:
+        conditions = [{"type": kind, "status": "True"}]
+        (tmp_path / "status.json").write_bytes(orjson.dumps({"status": {"conditions": conditions}}))
+
+    status("Created")
+    agents = kubernetes.KubernetesAgents(job, work, 4)
+    assert orjson.loads((tmp_path / "applied.json").read_bytes()) == train_job(job, work, 4)
+    assert agents.poll() is None
+    (tmp_path / "down").touch()
+    assert agents.poll() is None, "an API that is away for a moment is not the end of a training"
+    (tmp_path / "down").unlink()
+    again = kubernetes.KubernetesAgents(job, work, 4)  # after this process was killed: the pods train on
+    status("Failed")
+    assert (agents.poll(), again.poll()) == (1, 1)
+    status("Complete")
+    assert kubernetes.KubernetesAgents(job, work, 4).poll() == 0
+    agents.end(1.0)
+    assert not (tmp_path / "applied.json").exists()
+
+
 @pytest.mark.parametrize(
     ("launcher", "said"),
     [
@@ -227,7 +274,6 @@ def test_precision_elsewhere_is_not_taken_from_this_machine(tmp_path: Path) -> N
 
 
 def test_a_launcher_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
-    if shutil.which("sbatch"):
-        pytest.skip("Slurm is installed")
     project = Project.create(tmp_path, launcher=SLURM)
-    assert "sbatch" in project.sft("run", "run.yaml", "--until", "train", expect=1).err
+    project.environment["PATH"] = str(tmp_path)
+    assert "no `sbatch` here" in project.sft("run", "run.yaml", "--until", "train", expect=1).err
