@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 import pytest
 import yaml
 
@@ -15,6 +20,7 @@ from tests.operated import Api, of_training, received, save_webhook, wait_for, w
 from tests.project import Project
 
 pytestmark = pytest.mark.timeout(600)
+PREFECT_YAML = Path(__file__).parents[1] / "infra" / "prefect.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +112,7 @@ def test_watching_tells_of_changed_data_once(project: Project, api: Api) -> None
 
 def test_the_file_of_deployments_registers_what_the_command_does(project: Project, api: Api) -> None:
     deploy(project)
-    file = yaml.safe_load((Path(__file__).parents[1] / "infra" / "prefect.yaml").read_text())
+    file = yaml.safe_load(PREFECT_YAML.read_text())
     written = {entry["name"]: entry for entry in file["deployments"] if entry["work_pool"]["name"] == "sft"}
     for suffix in ("", "-prepare", "-train", "-publish"):
         registered, entry = api(f"/deployments/name/sft/nightly{suffix}"), written[f"run{suffix}"]
@@ -188,6 +194,43 @@ def steps_of(project: Project) -> list[int]:
     [metrics] = (project.folder / "store" / ".work" / "train").glob("*/metrics.jsonl")
     records = [orjson.loads(line) for line in metrics.read_bytes().splitlines()]
     return [record["step"] for record in records if "loss" in record]
+
+
+@pytest.mark.slow
+def test_a_run_whose_machine_is_gone_is_ended_by_the_server(project: Project, api: Api) -> None:
+    deploy(project)
+    with worker(project, "gpu") as serving:
+        run = start_long_training(project, api)
+        time.sleep(40)  # a heartbeat or two
+        frozen = [psutil.Process(serving.pid), *of_training(project.folder)]
+        for process in frozen:
+            process.suspend()
+        try:
+            api.wait(run, "Crashed", seconds=200)
+        finally:
+            for process in frozen:
+                process.resume()
+        serving.kill()
+        assert "does not answer" in api(f"/flow_runs/{run}")["state"]["message"]
+        wait_for(lambda: not of_training(project.folder), 60, lambda: str(of_training(project.folder)))
+
+
+@pytest.mark.slow
+def test_the_file_of_deployments_is_taken_by_prefect(project: Project, api: Api) -> None:
+    for name, kind in (("sft-docker", "docker"), ("sft-kubernetes", "kubernetes")):
+        deploy(project, f"orchestration.work_pool={name}", "--pool-type", kind, "--image", "x:1")
+    deploy(project)
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_YAML)]
+    environment = {**os.environ, **project.environment, "SFT_IMAGE": "registry/sft:1"}
+    done = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    in_a_container = api("/deployments/name/sft/run-docker")
+    assert in_a_container["job_variables"]["image"] == "registry/sft:1"
+    [step] = in_a_container["pull_steps"]
+    assert step == {"prefect.deployments.steps.set_working_directory": {"directory": "/work"}}
+    assert {"run-prepare", "run-train", "run-publish"} <= {entry["name"] for entry in api("/deployments/filter", {})}
+    triggers = [automation["trigger"].get("expect") for automation in api("/automations/filter", {})]
+    assert {("sft.data.changed",), ("sft.prepared",), ("sft.trained",)} <= {tuple(expect or ()) for expect in triggers}
 
 
 @pytest.mark.slow
