@@ -18,7 +18,7 @@ from flows.cli import cli
 from tests.project import Project
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "infra" / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "infra" / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 
 
@@ -37,7 +37,7 @@ def commands(page: Path) -> list[list[str]]:
     return words + [shlex.split(text) for text in inline if "|" not in text and "..." not in text]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_of_a_page_exists_with_its_options(page: Path) -> None:
     for _, name, *words in commands(page):
         found: click.Command = cli.commands[name]

@@ -10,6 +10,7 @@ import pytest
 from configs.errors import ConfigError
 from flows.sweep.grid import grid
 from tests.project import Project
+from tests.store_servers import ENVIRONMENT, serving
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -60,3 +61,17 @@ def test_runs_share_the_preprocessing_and_a_failed_one_does_not_stop_the_rest(tm
     html = (tmp_path / "out" / "sweep.html").read_text()
     assert "0.02" in html
     assert "http" not in html.replace("http-equiv", "")
+
+
+@pytest.mark.slow
+def test_a_sweep_with_its_store_in_a_bucket_is_compared_too(tmp_path: Path) -> None:
+    (tmp_path / "s3").mkdir()
+    with serving("s3", tmp_path / "s3") as server:
+        options = {"endpoint_url": server.url}
+        project = Project.create(
+            tmp_path / "project", num_epochs=1, artifact_store=server.place().address, artifact_store_options=options
+        )
+        project.environment |= {**ENVIRONMENT, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        rows = project.sft("sweep", "run.yaml", "learning_rate=0.001,0.02", "--json", seconds=500).json()["runs"]
+    assert [row["values"]["learning_rate"] for row in rows] == ["0.02", "0.001"]
+    assert all(row["steps"] and row["health"] for row in rows)
