@@ -21,7 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from stages.errors import StageError
 
@@ -130,14 +132,19 @@ def as_trained(
         return lambda name: read(name).to(merged)
     from transformers import BitsAndBytesConfig
 
-    config, kept = BitsAndBytesConfig(**quantization), set(get_keys_to_not_convert(model))
+    config = BitsAndBytesConfig(**quantization)
+    kept = HfQuantizer.get_modules_to_not_convert(model, config.llm_int8_skip_modules, model._keep_in_fp32_modules)
     quantised = {
-        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in kept
+        f"{name}.weight": type(module)
+        for name, module in model.named_modules()
+        if type(module) in (nn.Linear, Conv1D) and should_convert_module(name, kept)
     }
 
     def read_rounded(name: str) -> torch.Tensor:
-        tensor = read(name)
-        return (_round(tensor.to(trained), config) if name in quantised else tensor).to(merged)
+        tensor, kind = read(name), quantised.get(name)
+        if kind is Conv1D:  # it is quantised the other way round, as the linear layer that it is
+            return _round(tensor.T.to(trained).contiguous(), config).T.to(merged)
+        return (_round(tensor.to(trained), config) if kind else tensor).to(merged)
 
     return read_rounded
 

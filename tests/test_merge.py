@@ -362,3 +362,36 @@ def test_what_is_more_than_low_rank_layers_is_merged_in_memory(base: Path, tmp_p
     saved = train_adapter(base, tmp_path / "saved", modules_to_save=["lm_head"], target_modules=["q_proj"])
     assert not merge_stream.can_stream(base, saved, 300)
     assert not merge_stream.can_stream(base, train_adapter(base, tmp_path / "plain"), 10_000)  # a grown vocabulary
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+@pytest.mark.parametrize("more", [{}, {"llm_int8_skip_modules": ["q_proj", "c_attn"]}], ids=["usual", "some kept"])
+def test_weights_are_rounded_where_transformers_quantised_them(
+    tmp_path: Path, kind: str, bits: str, more: dict[str, Any]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
+    from transformers.pytorch_utils import Conv1D
+
+    folder = build_model(tmp_path / "base")
+    if kind == "gpt2":  # its layers are Conv1D
+        sizes = {"vocab_size": 300, "n_embd": 64, "n_layer": 1, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
+        folder = tmp_path / "gpt2"
+        GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(folder)
+    arguments: dict[str, Any] = {bits: True, **more}
+    files, model = merge_stream.WeightFiles(folder), merge_stream.empty_model(folder, torch.float32)
+    kinds = {"trained": torch.float32, "merged": torch.float32}
+    read = merge_stream.as_trained(model, files.read, **kinds, quantization=arguments)
+    config = BitsAndBytesConfig(**arguments)
+    trained = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32).dequantize()
+    rounded = set()
+    for name in files.place:
+        owner, _, own = name.rpartition(".")
+        expected = trained.get_submodule(owner).get_parameter(own)
+        if isinstance(model.get_submodule(owner), Conv1D) and type(trained.get_submodule(owner)) is torch.nn.Linear:
+            expected = expected if own == "bias" else expected.T
+        torch.testing.assert_close(read(name), expected.detach(), atol=1e-6, rtol=0)
+        rounded |= {owner.rpartition(".")[2]} if not torch.equal(read(name), files.read(name)) else set()
+    assert rounded
+    assert rounded.isdisjoint(("q_proj", "c_attn")) == bool(more)
