@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stages.tokens import TokenRows
+from stages.train import segments
 from stages.train.attention import check_isolation
 from stages.train.data import Batches, BatchForm
 from stages.train.segments import attend_by_sample
@@ -92,12 +93,6 @@ def test_a_model_that_keeps_positions_to_itself_falls_back_to_sdpa(
 ) -> None:
     from transformers import AttentionInterface, AutoModelForCausalLM
 
-    from stages.tokens import TokenRows
-    from stages.train import segments
-    from stages.train.attention import check_isolation
-    from stages.train.data import Batches, BatchForm
-    from tests.train_data import Bench
-
     bench = Bench(tmp_path_factory.mktemp("bench"), [9, 12, 7, 30], [[0, 1], [2, 3]], held_out=1)
     model = AutoModelForCausalLM.from_pretrained(bench.model)
     attend_by_sample(model)
@@ -128,3 +123,19 @@ def test_a_flat_batch_is_isolated_too(tmp_path: Path) -> None:
     assert worst is not None
     assert worst < 1e-5
     assert model.config._attn_implementation == "sdpa_by_sample"
+
+
+def test_only_a_kernel_that_refuses_means_that_there_is_no_variable_length_attention(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = build("qwen3").config
+    assert not segments._has_varlen(config, "cpu")
+    assert "_flash_attention_forward" in caplog.text, "torch's own words, for who wonders why it is slow"
+    for error in (torch.OutOfMemoryError("a full GPU"), ValueError("a mistake of ours"), AssertionError("another")):
+
+        def attention(*args: Any, error: Exception = error) -> torch.Tensor:
+            raise error
+
+        monkeypatch.setattr(segments, "_varlen", attention)
+        with pytest.raises(type(error), match=str(error)):
+            segments._has_varlen(config, "cpu")

@@ -33,7 +33,7 @@ def attend_by_sample(model: PreTrainedModel, *, varlen: bool = False) -> None:
     """
     if getattr(model.config, "_attn_implementation", None) != "sdpa":
         return
-    if varlen and not _has_varlen(model.config.get_text_config()):
+    if varlen and not (torch.cuda.is_available() and _has_varlen(model.config.get_text_config())):
         logger.warning("this GPU or model cannot use torch's variable-length attention; SDPA with a mask is used")
     elif varlen or (model.device.type == "cpu" and not torch.cuda.is_available()):
         AttentionInterface.register(NAME, attend)
@@ -41,15 +41,18 @@ def attend_by_sample(model: PreTrainedModel, *, varlen: bool = False) -> None:
         model.set_attn_implementation(NAME)
 
 
-def _has_varlen(config: Any) -> bool:
-    """Return whether this machine's GPU has variable-length attention, with its gradient, for a model's heads."""
+def _has_varlen(config: Any, device: str = "cuda") -> bool:
+    """Return whether a device has variable-length attention, with its gradient, for a model's heads."""
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     try:
-        states = torch.zeros(16, heads, size, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-        ends = torch.tensor([0, 4, 16], device="cuda", dtype=torch.int32)
+        states = torch.zeros(16, heads, size, device=device, dtype=torch.bfloat16, requires_grad=True)
+        ends = torch.tensor([0, 4, 16], device=device, dtype=torch.int32)
         torch.autograd.backward(_varlen(states, states, states, ends, 12, None).sum())
-    except (RuntimeError, ValueError, AssertionError, NotImplementedError):
+    except torch.OutOfMemoryError:
+        raise  # a full GPU says nothing of what it can do
+    except RuntimeError as error:  # the kernel is not built, or refuses this GPU or this size of heads
+        logger.warning("torch's variable-length attention: %s", (str(error).splitlines() or ["?"])[0])
         return False
     return True
 
