@@ -122,6 +122,18 @@ def test_optimizers_and_schedules_train(bench: Bench, tmp_path: Path) -> None:
         assert losses(job.work)[-1] < losses(job.work)[0], job.work.name
 
 
+@pytest.mark.slow
+def test_schedule_free_weights_do_not_depend_on_an_evaluation_at_the_end(bench: Bench, tmp_path: Path) -> None:
+    pytest.importorskip("schedulefree")
+    keys = {**LORA, "optimizer": "schedule_free_adamw", "lr_scheduler": "constant"}
+    unseen = Bench(tmp_path / "unseen", LENGTHS, SEQUENCES[:-2], held_out=0)
+    jobs = [matrix_job(bench, tmp_path / "evaluated", **keys), matrix_job(unseen, tmp_path / "never", **keys)]
+    assert run_on_ranks(train_jobs, 1, [job.model_dump_json() for job in jobs]) == [[None] * 2]
+    assert losses(jobs[0].work) == losses(jobs[1].work)
+    evaluated, never = (load_file(job.work / "final/model/adapter_model.safetensors") for job in jobs)
+    assert all(torch.equal(evaluated[name], never[name]) for name in evaluated)
+
+
 def test_the_key_of_a_continued_training_knows_the_adapter(bench: Bench, trained: Path, tmp_path: Path) -> None:
     import shutil
 

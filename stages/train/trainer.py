@@ -148,12 +148,16 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def rest_optimizer(self) -> None:
+        """Take the weights that a schedule-free optimizer is for into the model; while it trains, it holds others."""
+        if callable(getattr(self.optimizer, "eval", None)):
+            self.optimizer.eval()
+
     @torch.no_grad()
     def _eval_sums(self, batches: Batches) -> tuple[float, float]:
         """Return the sum of the losses and the number of trained tokens, over all processes."""
         self.model.eval()
-        if callable(getattr(self.optimizer, "eval", None)):  # a schedule-free one holds other weights while it trains
-            self.optimizer.eval()
+        self.rest_optimizer()
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)  # loss, tokens
         rank, world_size = self.args.process_index, self.args.world_size
         per_pass = self.args.per_device_eval_batch_size

@@ -192,6 +192,7 @@ def _choose_loss(trainer: PackedTrainer, job: Job, batches: Batches) -> None:
 def _save(trainer: PackedTrainer, job: Job, work: WorkFolder, schedule: Schedule) -> None:
     """Write the final model and the end marker, in the first process, with the help of all."""
     is_first = trainer.args.process_index == 0
+    trainer.rest_optimizer()
     weights = None
     if job.run.sharding in ("fsdp2", "zero3"):
         weights = whole_weights(trainer.model, trained_only=job.run.adapter is not None, is_first=is_first)
