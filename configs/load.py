@@ -70,6 +70,9 @@ def load_run(path: Path, overrides: Sequence[str] = (), *, lenient: bool = False
         explain(document, error)
     if run is None or document.problems:
         raise ConfigError(in_order(document.problems), uses)
+    if run.save_only_model and run.sharding != "none":
+        remedy = "Remove it, or lower save_total_limit."
+        document.notice(("save_only_model",), True, "has no effect with weights in shards", remedy)
     places = {dotted(place): where for place, where in document.places.items()}
     return LoadedRun(_with_paths(run, path.resolve().parent), tuple(document.notices), path, uses, places, lenient)
 

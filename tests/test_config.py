@@ -181,6 +181,13 @@ def test_deepspeed_files_of_the_original_need_not_be_there(tmp_path: Path) -> No
     assert load(tmp_path, GOOD + "deepspeed: zero2.json\n").run.sharding == "zero1"
 
 
+def test_what_has_no_effect_on_weights_in_shards_is_told(tmp_path: Path) -> None:
+    text = GOOD + "save_only_model: true\n"
+    assert load(tmp_path, text).notices == ()
+    [notice] = load(tmp_path, text + "fsdp_config: {reshard_after_forward: true}\nfsdp_version: 2\n").notices
+    assert (notice.key, notice.rule) == ("save_only_model", "has no effect with weights in shards")
+
+
 def test_a_plugin_turns_its_keys_on_and_they_work_without_it(tmp_path: Path) -> None:
     plugin = "axolotl.integrations.liger.LigerPlugin"
     loaded = load(tmp_path, GOOD + f"plugins: [{plugin}]\nliger_rope: true\n")
