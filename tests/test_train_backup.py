@@ -41,14 +41,14 @@ class Machine:
         self.key, self.work, self.said = writer.key, WorkFolder(writer.work), list[str]()
         writer.work.mkdir(parents=True, exist_ok=True)
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, *, resumable: bool = True) -> None:
         folder = self.work.root / f"checkpoint-{step}"
         (folder / "states").mkdir(parents=True)
         (folder / "weights.bin").write_bytes(b"%d" % step * 1000)
         (folder / "states" / "optimizer.bin").write_bytes(b"state %d" % step)
         with self.work.metrics.open("a") as file:
             file.write(f'{{"step":{step}}}\n')
-        seal(folder, key=self.key, step=step)
+        seal(folder, key=self.key, step=step, resumable=resumable)
 
     def restore(self, *, every: bool = False) -> Path | None:
         restore(self.work, self.backup, self.key, every=every, log=self.said.append)
@@ -77,6 +77,17 @@ def test_the_newest_checkpoint_is_there_and_older_ones_go(where: Where, tmp_path
     assert (checkpoint / "states" / "optimizer.bin").read_bytes() == b"state 10"
     assert second.work.metrics.read_text() == '{"step":5}\n{"step":10}\n'
     assert second.said == ["the checkpoint of step 10 came from the store"]
+
+
+def test_checkpoints_that_nobody_can_go_on_from_are_not_sent(where: Where, tmp_path: Path) -> None:
+    first = Machine(where, tmp_path / "first")
+    with sending(first.work, first.backup, every=False, log=first.said.append):
+        first.save(5)
+        until(lambda: first.backup.names() == ["checkpoint-5"])
+        first.save(10, resumable=False)
+        first.save(7)
+        until(lambda: first.backup.names() == ["checkpoint-7"])
+    assert first.said == ["the checkpoint of step 5 is in the store", "the checkpoint of step 7 is in the store"]
 
 
 def test_what_is_further_here_is_kept(where: Where, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stages.artifacts.backup import Backup
 from stages.errors import SftError
-from stages.train.checkpoints import MARKER, PREFIX, newest_checkpoint, step_of
+from stages.train.checkpoints import MARKER, PREFIX, is_resumable, newest_checkpoint, step_of
 from stages.train.job import WorkFolder
 
 LOOK_SECONDS = 1.0
@@ -48,7 +48,7 @@ def sending(work: WorkFolder, backup: Backup | None, *, every: bool, log: Callab
     Args:
         work: the working folder of the training.
         backup: where to; None: nowhere.
-        every: whether all checkpoints that are kept here are kept there, and not only the newest.
+        every: whether all checkpoints that are kept here are kept there, and not only the newest to go on from.
         log: is told what was sent, and what was not.
     """
     if backup is None:
@@ -91,7 +91,7 @@ class _Sender(threading.Thread):
     def _look(self) -> None:
         """Send what is new, the newest first, and remove there what is not kept any more."""
         whole = sorted((path.parent for path in self._work.root.glob(f"{PREFIX}*/{MARKER}")), key=step_of, reverse=True)
-        kept = whole if self._every else whole[:1]
+        kept = whole if self._every else list(filter(is_resumable, whole))[:1]
         for folder in kept:
             if folder.name not in self._sent | self._failed and not self._is_off:
                 self._send(folder)

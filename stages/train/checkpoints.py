@@ -38,9 +38,17 @@ def newest_checkpoint(work: Path, key: str) -> Path | None:
     for folder in sorted(work.glob(f"{PREFIX}*"), key=step_of, reverse=True):
         if not is_whole(folder / MARKER, folder, key):
             shutil.rmtree(folder)
-        elif orjson.loads((folder / MARKER).read_bytes()).get("resumable", True):
+        elif is_resumable(folder):
             return folder
     return None
+
+
+def is_resumable(folder: Path) -> bool:
+    """Return whether a training can go on from a checkpoint, as its marker says; False if it was removed meanwhile."""
+    try:
+        return bool(orjson.loads((folder / MARKER).read_bytes()).get("resumable", True))
+    except FileNotFoundError:
+        return False
 
 
 def rotate(work: Path, keep: int, *, best: int | None = None) -> None:
