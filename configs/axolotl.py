@@ -119,7 +119,6 @@ WITHOUT_EFFECT: dict[str, str] = spread(
 _PREFERENCE = "only supervised fine-tuning is done here; use a library for preference training"
 _QUANTISED = "name the model with ordinary weights as base_model; adapter: qlora and load_in_4bit: true quantise it"
 _TARGETS = "use lora_target_modules, a list of names or one regular expression"
-_OPTIMIZER = "remove it; use an optimizer that transformers names, such as adamw_torch_fused"
 
 REFUSED: dict[str, str] = spread(
     {

@@ -40,7 +40,9 @@ class FsdpConfig(Section):
 
     reshard_after_forward: bool = Field(True, description="Give the gathered weights up after the forward pass.")
     offload_params: bool = Field(False, description="Keep the shards in CPU memory, and step the optimizer there.")
-    cpu_offload_pin_memory: bool = Field(True, description="Pin the CPU memory of offloaded shards.")
+    cpu_offload_pin_memory: bool = Field(
+        True, description="Accepted without effect: the CPU memory of offloaded shards is always pinned."
+    )
     activation_checkpointing: bool = Field(False, description="Recompute activations: as gradient_checkpointing.")
     state_dict_type: StateDictType = Field(
         "FULL_STATE_DICT", description="Form of checkpoints: gathered by the first process, or a part by each."
