@@ -7,7 +7,7 @@ from prefect.runtime import deployment
 
 from stages.artifacts import Artifact
 from stages.errors import StageError
-from stages.report import sick_rows
+from stages.report.page import sick_rows
 
 HELD_SECONDS = 30 * 24 * 3600.0
 """How long a held run can be released; after that it fails, and is to be started again."""

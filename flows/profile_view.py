@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.command import write_json
-from stages.profile import SNAPSHOT, summarise
+from stages.profile.summary import SNAPSHOT, summarise
 
 
 def show_profile(folder: Path, *, as_json: bool) -> None:

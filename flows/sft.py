@@ -22,7 +22,7 @@ from stages.errors import DamagedArtifactError, StageError
 from stages.export import export
 from stages.lifeline import end_with_parent
 from stages.pipeline import STAGE_NAMES, PlannedStage, StageName, stages_until
-from stages.report import sick_rows
+from stages.report.page import sick_rows
 from stages.stage import Context, StageResult, open_run, usable
 from tasks.blocks import with_blocks
 from tasks.run_artifacts import show_run

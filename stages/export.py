@@ -17,8 +17,8 @@ import orjson
 
 from configs.schema import RunConfig
 from stages.artifacts import Artifact, digest_of
-from stages.publish_target import DRAFT, FolderTarget, local_folder
-from stages.report import REPORT, SETTINGS, settings_of, write_report
+from stages.publish.target import DRAFT, FolderTarget, local_folder
+from stages.report.page import REPORT, SETTINGS, settings_of, write_report
 
 RECORD = ".sft-export.json"
 MODEL = "model/"

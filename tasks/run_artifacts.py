@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from configs.schema import RunConfig
-from stages.report import REPORT, health_of
+from stages.report.page import REPORT, health_of
 from stages.stage import StageResult
 from tasks.progress import unless_away
 

@@ -14,7 +14,7 @@ from configs.errors import ConfigError
 from stages.formats import Rejected, check_format, make_format
 from stages.formats.pieces import Piece
 from stages.formats.rows import read_row
-from stages.templates import ChatTemplate, choose_template, known_templates
+from stages.templates.choice import ChatTemplate, choose_template, known_templates
 
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
 TRIMMING = "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}</s>{% endfor %}"

@@ -12,7 +12,7 @@ import yaml
 
 from configs.load import load_run
 from stages.formats import KNOWN
-from stages.templates import known_templates
+from stages.templates.choice import known_templates
 
 PAGE = (Path(__file__).parent.parent / "infra" / "docs" / "formats.md").read_text()
 

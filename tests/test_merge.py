@@ -25,7 +25,7 @@ from configs import RunConfig
 from stages import merge, merge_check, merge_stream, merge_worker
 from stages.artifacts import Artifact, FileDigests, Store, sha256_file
 from stages.errors import StageError, TransientError
-from stages.merge_worker import Job
+from stages.merge.worker import Job
 from stages.stage import Context, run_stage
 from tests.tiny import build_model
 
@@ -274,7 +274,7 @@ def test_nothing_survives_a_killed_parent(base: Path, store: Store, tmp_path: Pa
 def merging() -> list[psutil.Process]:
     """Return the merging processes below this one; a test session has other children too."""
     below = psutil.Process().children()
-    return [p for p in below if p.status() != psutil.STATUS_ZOMBIE and "stages.merge_worker" in p.cmdline()]
+    return [p for p in below if p.status() != psutil.STATUS_ZOMBIE and "stages.merge.worker" in p.cmdline()]
 
 
 def test_a_killed_worker_can_be_tried_again_and_says_memory(base: Path, store: Store, tmp_path: Path) -> None:

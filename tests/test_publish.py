@@ -24,7 +24,7 @@ from configs import RunConfig
 from stages import publish
 from stages.artifacts import Artifact, FileDigests, Store
 from stages.errors import ConfigError, StageError, TransientError
-from stages.publish_target import FolderTarget, explain, open_target
+from stages.publish.target import FolderTarget, explain, open_target
 from stages.remote.filesystem import open_filesystem
 from stages.stage import Context, StageResult, run_stage
 from tests.crash.proxy import faulty

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from configs import RunConfig
 from stages import report, report_curves
 from stages.artifacts import Artifact, Store
-from stages.report import judge, write_report
-from stages.report_curves import Series, draw, nice_ticks, number, thin
+from stages.report.curves import Series, draw, nice_ticks, number, thin
+from stages.report.page import judge, write_report
 
 STEPS = 40
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json")

@@ -17,7 +17,7 @@ from configs.load import load_run
 from stages import template_limits
 from stages.errors import ConfigError, DataError
 from stages.fetch import unpacking
-from stages.templates import ChatTemplate, RenderError
+from stages.templates.choice import ChatTemplate, RenderError
 from tests.fetched import make_run, tokenize
 from tests.test_fetch import Bench
 from tests.tiny import build_tokenizer

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from stages.formats import Piece, PlainChats, Rejected, RowFormat, make_format, make_plain
 from stages.formats.rows import read_row
-from stages.template_proof import Needs
-from stages.templates import ChatTemplate, choose_template, known_templates
+from stages.templates.choice import ChatTemplate, choose_template, known_templates
+from stages.templates.proof import Needs
 
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<p>", "unk_token": "<u>"}
 TEXTS = st.one_of(

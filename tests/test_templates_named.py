@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from configs.errors import ConfigError
 from stages.formats import Rejected, make_format
 from stages.formats.rows import read_row
-from stages.templates import OF_IMAGES, ChatTemplate, choose_template, known_templates
+from stages.templates.choice import OF_IMAGES, ChatTemplate, choose_template, known_templates
 from stages.tokenize.encoder import Encoder
 
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}

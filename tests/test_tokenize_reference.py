@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.formats import Rejected, make_format
 from stages.formats.rows import read_row
-from stages.templates import ChatTemplate, choose_template
+from stages.templates.choice import ChatTemplate, choose_template
 from stages.tokenize.encoder import Encoder, Tokenized
 
 GENERATION = """\

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from stages.errors import ConfigError
-from stages.merge_worker import Job as MergeJob
-from stages.merge_worker import merge
+from stages.merge.worker import Job as MergeJob
+from stages.merge.worker import merge
 from stages.train.stage import key_inputs
 from stages.train.start import started_from
 from tests.matrix import LENGTHS, LORA, SEQUENCES, losses, matrix_job

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.merge_worker import Job as MergeJob
-from stages.merge_worker import merge
+from stages.merge.worker import Job as MergeJob
+from stages.merge.worker import merge
 from stages.quantization import quantization
 from tests.matrix import LENGTHS, LORA, LORA8, QLORA, SEQUENCES, eval_loss, losses, matrix_job, train_jobs
 from tests.ranks import run_on_ranks

@@ -16,7 +16,7 @@ from flows.quickstart.processes import output_of
 from stages.artifacts import Artifact, digest_of
 from stages.artifacts.artifact import read_artifact
 from stages.errors import StageError
-from stages.publish import RECEIPT
+from stages.publish.stage import RECEIPT
 
 EVALUATION = "evaluation.json"
 

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
-import stages
 from flows.sweep.running import Outcome, Trial
-from stages.report import health_of
-from stages.report_curves import Chart, Series, draw, number
+from stages.report.curves import Chart, Series, draw, number
+from stages.report.page import health_of
+from stages.report.templating import pages_in
 from stages.stage import open_run
 from stages.train.health import SEVERITY
 from stages.train.metrics import read_metrics
@@ -60,12 +59,9 @@ def _health(trial: Trial, key: str) -> str | None:
 
 def page(title: str, rows: Sequence[dict[str, Any]]) -> str:
     """Return the comparison as one self-contained page."""
-    folders = [Path(__file__).parent, Path(stages.__file__).parent]
-    environment = Environment(
-        loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    return (
+        pages_in(Path(__file__).parent).get_template("sweep.html").render(title=title, rows=rows, charts=_charts(rows))
     )
-    environment.filters["number"] = lambda value: "" if value is None else number(value)
-    return environment.get_template("sweep.html").render(title=title, rows=rows, charts=_charts(rows))
 
 
 def _charts(rows: Sequence[dict[str, Any]]) -> list[Chart]:

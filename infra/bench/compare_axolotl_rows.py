@@ -10,7 +10,7 @@ from itertools import cycle
 from typing import Any
 
 from stages.formats import KNOWN
-from stages.templates import known_templates
+from stages.templates.choice import known_templates
 
 Row = dict[str, Any]
 Tokens = dict[str, list[int]]

@@ -31,7 +31,7 @@ from stages.base_model import find_tokenizer
 from stages.formats import Rejected, make_format
 from stages.formats.rows import read_row
 from stages.stage import Context
-from stages.templates import ChatTemplate
+from stages.templates.choice import ChatTemplate
 from stages.tokenize.shard import Job, Outcome, Setup, ShardTokenizer
 from stages.tokenize.stage import resolve_tokenizer, setup_of
 

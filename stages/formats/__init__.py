@@ -29,7 +29,7 @@ from stages.formats.plain import PlainChats, plain_chats
 from stages.formats.raw import CompletionFormat, SegmentsFormat
 from stages.formats.tokenized import GivenTokens, TokenizedFormat
 from stages.formats.weighted import WeightedFormat
-from stages.templates import ChatTemplate
+from stages.templates.choice import ChatTemplate
 
 __all__ = [
     "FILTERED",

@@ -9,7 +9,7 @@ from configs.schema import DatasetConfig
 from stages.formats.messages import Message, MessageReader
 from stages.formats.pieces import EndRule, Part, Piece, Rejected, Span, Turn
 from stages.formats.spans import Conversation
-from stages.templates import ChatTemplate
+from stages.templates.choice import ChatTemplate
 
 OPTIONS = (
     "field_messages",

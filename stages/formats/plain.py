@@ -1,6 +1,6 @@
 r"""Plain conversations, fifty times as fast: those whose template only copies contents.
 
-`stages.template_proof` proves for a template that the text around the contents depends on the roles alone. So one
+`stages.templates.proof` proves for a template that the text around the contents depends on the roles alone. So one
 rendering for each sequence of roles, with marks for contents, is a skeleton into which the contents of all such
 conversations are put, and what each turn says is where its content was put:
 
@@ -25,8 +25,8 @@ import orjson
 from configs.schema import DatasetConfig
 from stages.formats.messages import MessageReader
 from stages.formats.pieces import Piece, Span, Turn
-from stages.template_proof import Needs
-from stages.templates import ChatTemplate, RenderError
+from stages.templates.choice import ChatTemplate, RenderError
+from stages.templates.proof import Needs
 
 MARK = re.compile("\ue000(\\d+)\ue001")
 MAX_SKELETONS = 10_000

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from stages.formats.pieces import Rejected, Span
-from stages.templates import RenderError
+from stages.templates.choice import RenderError
 
 PRIVATE_USE = range(0xE000, 0xF8FF)
 HEADER_KEYS = frozenset({"role", "content", "name", "tool_call_id"})

@@ -18,7 +18,7 @@ from stages.fetch.splits import DEFAULT_SPLIT
 from stages.formats import Piece, Rejected, RowFormat, is_chat, make_format
 from stages.formats.rows import read_row
 from stages.inspection.advice import Advice, advise
-from stages.templates import ChatTemplate, choose_template
+from stages.templates.choice import ChatTemplate, choose_template
 
 SAMPLE = 400
 """Rows that are read."""

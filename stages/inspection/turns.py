@@ -20,7 +20,7 @@ from stages.formats.messages import MessageReader
 from stages.formats.pieces import Rejected
 from stages.formats.rows import read_row
 from stages.formats.spans import Conversation
-from stages.templates import ChatTemplate, choose_template
+from stages.templates.choice import ChatTemplate, choose_template
 from stages.tokenize.places import Places, places_from_offsets
 from stages.tokens import IGNORED
 

@@ -9,7 +9,7 @@ from stages.estimate.shapes import has_learned_positions
 from stages.formats import check_format, is_chat
 from stages.preflight.finding import Finding
 from stages.preflight.scene import Scene, error, note, refused, warning
-from stages.templates import choose_template
+from stages.templates.choice import choose_template
 
 
 def check_data(scene: Scene) -> Iterator[Finding]:

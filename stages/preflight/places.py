@@ -14,8 +14,8 @@ from stages.errors import ConfigError
 from stages.estimate.shapes import ModelShape
 from stages.preflight.finding import Finding
 from stages.preflight.scene import Scene, error, refused, warning
-from stages.publish import check_target
-from stages.publish_target import local_folder
+from stages.publish.stage import check_target
+from stages.publish.target import local_folder
 
 CHECKPOINT_BYTES = 12
 """Of a trained weight in a checkpoint: itself and two moments of the optimizer, in float32."""

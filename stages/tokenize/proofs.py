@@ -19,7 +19,7 @@ from configs.schema import DatasetConfig
 from stages.formats.messages import Message, MessageReader
 from stages.formats.pieces import Piece, Rejected, Span, Turn
 from stages.formats.spans import HEADER_KEYS, Conversation
-from stages.templates import ChatTemplate, RenderError
+from stages.templates.choice import ChatTemplate, RenderError
 from stages.tokenize.places import Places, places_from_offsets
 
 END_WITHIN = 3  # tokens between a turn and its end token

@@ -31,7 +31,7 @@ from stages.formats import (
     make_token_format,
 )
 from stages.formats.rows import read_row
-from stages.templates import NO_DAY, ChatTemplate
+from stages.templates.choice import NO_DAY, ChatTemplate
 from stages.tokenize.encoder import BackendError, Encoded, Encoder, Tokenized, encoded_rows
 from stages.tokenize.proofs import ConversationProver
 from stages.tokens import TOKEN_SCHEMA, write_arrow

@@ -23,7 +23,7 @@ from stages.errors import ConfigError, DataError, Problem, StageError
 from stages.fetch.shards import file_of_row, files_of
 from stages.formats import FILTERED, check_format, format_inputs, is_chat
 from stages.stage import Context, Stage, Upstream
-from stages.templates import TemplateChoice, choose_template, writes_the_date
+from stages.templates.choice import TemplateChoice, choose_template, writes_the_date
 from stages.tokenize.checks import Counts, as_facts, checks
 from stages.tokenize.earlier import MadeShard, adopt, find_earlier, made_of, write_contents
 from stages.tokenize.pool import SOURCE_ROOT, tokenize_shards

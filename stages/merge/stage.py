@@ -108,7 +108,7 @@ def _trained_base(context: Context, trained: Artifact) -> ModelSource:
 
 def _run_worker(job_file: Path, log: Path, say: Callable[[str], None]) -> int:
     """Run the worker to its end and return its exit code; it ends with this process, however that dies."""
-    command = bound([sys.executable, "-m", "stages.merge_worker", str(job_file)])
+    command = bound([sys.executable, "-m", "stages.merge.worker", str(job_file)])
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("w") as file:
         worker = subprocess.Popen(

@@ -18,8 +18,8 @@ import jinja2.parser
 
 from configs.schema import DatasetConfig, RunConfig
 from stages.errors import ConfigError, Problem
-from stages.template_limits import LimitedEnvironment, limited
-from stages.template_proof import Needs, what_copying_needs
+from stages.templates.limits import LimitedEnvironment, limited
+from stages.templates.proof import Needs, what_copying_needs
 
 TOKENIZER_DEFAULT = "tokenizer_default"
 FALLBACK = "tokenizer_default_fallback_"

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from configs.schema import RunConfig
 from stages.artifacts import Artifact, ArtifactWriter, FileEntry
 from stages.errors import ConfigError, Problem, TransientError
-from stages.publish_target import Target, explained, local_folder, open_target
+from stages.publish.target import Target, explained, local_folder, open_target
 from stages.stage import Context, Stage, Upstream
 
 RECEIPT = "sft-receipt.json"

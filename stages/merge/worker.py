@@ -1,6 +1,6 @@
 """Merges an adapter into its base model in a process of its own, and checks the result before it says that it is done.
 
-`python -m stages.merge_worker job.json`; the job is a `Job`. The outcome goes to `job.result`: what was measured, or
+`python -m stages.merge.worker job.json`; the job is a `Job`. The outcome goes to `job.result`: what was measured, or
 `{"error": ...}`, a sentence for the user.
 """
 
@@ -33,7 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from stages.base_model import TOKENIZER_FILES
 from stages.errors import StageError
-from stages.merge_check import (
+from stages.merge.check import (
     LOGIT_BOUNDS,
     WEIGHT_BOUNDS,
     Difference,
@@ -46,7 +46,7 @@ from stages.merge_check import (
     probe_rows,
     shapes_of,
 )
-from stages.merge_stream import (
+from stages.merge.stream import (
     WeightFiles,
     as_trained,
     can_stream,
@@ -121,7 +121,7 @@ def merge(job: Job) -> dict[str, Any]:
 
 
 def merge_by_layer(job: Job, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Merge and check in the memory of one file of the base model; see `stages.merge_stream`."""
+    """Merge and check in the memory of one file of the base model; see `stages.merge.stream`."""
     print(f"merging into {job.base_model.name} in {job.dtype}, file by file")  # noqa: T201
     dtype, files = getattr(torch, job.dtype), WeightFiles(job.base_model)
     base, adapted = empty_model(job.base_model, dtype), empty_adapted(job.base_model, job.adapter, dtype)

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from stages.errors import StageError
-from stages.profile_findings import findings_of
+from stages.profile.findings import findings_of
 
 TRACE = "profiler_trace.json"
 SNAPSHOT = "snapshot.pickle"

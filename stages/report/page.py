@@ -11,11 +11,12 @@ from typing import Any
 
 import orjson
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from configs.schema import RunConfig
 from stages.artifacts import Artifact
-from stages.report_curves import Chart, Point, Series, draw, number
+from stages.report.curves import Chart, Point, Series, draw, number
+from stages.report.templating import HERE, pages_in
+from stages.train.metrics import read_metrics
 
 REPORT = "report.html"
 HEALTH = "health.json"
@@ -56,27 +57,28 @@ def write_report(folder: Path, run: RunConfig, artifacts: Mapping[str, Artifact]
 
 def render(run: RunConfig, artifacts: Mapping[str, Artifact]) -> str:
     """Return the page; the same text for the same run and artifacts."""
-    records = read_records(artifacts["train"].path("metrics.jsonl"))
+    records = read_metrics(artifacts["train"].path("metrics.jsonl"))
     health = health_of(artifacts["train"])
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template(REPORT).render(
-        title=f"{Path(run.base_model).name} · {'LoRA adapter' if run.adapter else 'full fine-tuning'}",
-        run=run,
-        verdict=with_health(judge(records), health),
-        health=health,
-        samples=samples_of(artifacts["train"]),
-        figures=key_figures(artifacts),
-        charts=charts_of(records),
-        data=data_rows(artifacts),
-        sources=source_rows(run, artifacts),
-        rejected=rejected_rows(artifacts),
-        training=training_rows(records, artifacts),
-        published=artifacts["publish"].facts if "publish" in artifacts else None,
-        settings=settings_of(run),
-        lineage=[*artifacts.values()],
-        command=shlex.join(["sft", "run", f"{run.output_dir}/{SETTINGS}"]),
+    return (
+        pages_in(HERE)
+        .get_template(REPORT)
+        .render(
+            title=f"{Path(run.base_model).name} · {'LoRA adapter' if run.adapter else 'full fine-tuning'}",
+            run=run,
+            verdict=with_health(judge(records), health),
+            health=health,
+            samples=samples_of(artifacts["train"]),
+            figures=key_figures(artifacts),
+            charts=charts_of(records),
+            data=data_rows(artifacts),
+            sources=source_rows(run, artifacts),
+            rejected=rejected_rows(artifacts),
+            training=training_rows(records, artifacts),
+            published=artifacts["publish"].facts if "publish" in artifacts else None,
+            settings=settings_of(run),
+            lineage=[*artifacts.values()],
+            command=shlex.join(["sft", "run", f"{run.output_dir}/{SETTINGS}"]),
+        )
     )
 
 
@@ -85,11 +87,6 @@ def settings_of(run: RunConfig) -> str:
     return yaml.safe_dump(
         run.model_dump(mode="json", exclude_unset=True, exclude_none=True), sort_keys=False, allow_unicode=True
     )
-
-
-def read_records(path: Path) -> list[Record]:
-    """Return the records of a metrics file, in order."""
-    return [orjson.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
 
 
 def judge(records: Sequence[Record]) -> Verdict:
@@ -131,7 +128,7 @@ def samples_of(train: Artifact) -> list[tuple[Record, Record]]:
     if not _has(train, SAMPLES):
         return []
     said: dict[tuple[int, int], list[Record]] = {}
-    for record in read_records(train.path(SAMPLES)):
+    for record in read_metrics(train.path(SAMPLES)):
         said.setdefault((record["dataset"], record["row"]), []).append(record)
     return [(records[0], records[-1]) for records in said.values()]
 

@@ -1,0 +1,1 @@
+"""What a recorded profile says: where the time of the steps went."""
