@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs import RunConfig
-from stages import merge, merge_check, merge_stream, merge_worker
+from stages import merge
 from stages.artifacts import Artifact, FileDigests, Store, sha256_file
 from stages.errors import StageError, TransientError
+from stages.merge import check, stream, worker
 from stages.merge.worker import Job
 from stages.stage import Context, run_stage
 from tests.tiny import build_model
@@ -84,7 +85,7 @@ def merge_here(
     base: Path, adapter: Path, output: Path, dtype: str = "float32", bits: dict[str, Any] | None = None
 ) -> Path:
     """Merge in this process, which has the libraries loaded already, and return the model's folder."""
-    merge_worker.merge(Job(base, adapter, output, output / "result.json", dtype, dtype, bits, trust_remote_code=False))
+    worker.merge(Job(base, adapter, output, output / "result.json", dtype, dtype, bits, trust_remote_code=False))
     return output
 
 
@@ -306,9 +307,9 @@ def test_a_merge_that_went_wrong_is_not_kept(
     adapter = train_adapter(base, tmp_path / "adapter")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
     before = model.model.layers[1].mlp.down_proj.weight.detach().clone()
-    shapes = merge_check.shapes_of(model)
+    shapes = check.shapes_of(model)
     adapted = PeftModel.from_pretrained(model, adapter)
-    expected = merge_check.fingerprint(adapted, shapes, merge_check.probe_rows(400))
+    expected = check.fingerprint(adapted, shapes, check.probe_rows(400))
     merged = adapted.merge_and_unload()
     with torch.no_grad():
         match planted:
@@ -319,11 +320,11 @@ def test_a_merge_that_went_wrong_is_not_kept(
             case "another shape":
                 merged.lm_head = torch.nn.Linear(64, 409, bias=False)
     if complaint is None:
-        difference = merge_check.compare(merged, expected, dtype)
+        difference = check.compare(merged, expected, dtype)
         assert difference.rounding < (1e-5 if dtype == "float32" else 0.02)
     else:
         with pytest.raises(StageError, match=complaint):
-            merge_check.compare(merged, expected, dtype)
+            check.compare(merged, expected, dtype)
 
 
 def wait_for(found: Callable[[], Any], seconds: float = 60) -> Any:
@@ -345,10 +346,10 @@ def test_file_by_file_is_as_in_memory(tmp_path: Path, options: dict[str, Any], t
     (small / "model.safetensors").unlink()  # several files now, with an index
     adapter = train_adapter(small, tmp_path / "adapter", **options)
     jobs = [Job(small, adapter, tmp_path / name, tmp_path / "r", "float32", "float32", None, False) for name in "ab"]
-    assert merge_stream.can_stream(small, adapter, 300)
+    assert stream.can_stream(small, adapter, 300)
     with torch.inference_mode():
-        found = merge_worker.merge_by_layer(jobs[0], AutoTokenizer.from_pretrained(adapter))
-        whole = merge_worker.merge_whole(jobs[1], AutoTokenizer.from_pretrained(adapter))
+        found = worker.merge_by_layer(jobs[0], AutoTokenizer.from_pretrained(adapter))
+        whole = worker.merge_whole(jobs[1], AutoTokenizer.from_pretrained(adapter))
     assert found["parameters"] == whole["parameters"]
     assert {p.name for p in jobs[0].output.glob("*.safetensors")} == {p.name for p in small.glob("*.safetensors")}
     a, b = (AutoModelForCausalLM.from_pretrained(job.output).state_dict() for job in jobs)
@@ -360,8 +361,8 @@ def test_file_by_file_is_as_in_memory(tmp_path: Path, options: dict[str, Any], t
 
 def test_what_is_more_than_low_rank_layers_is_merged_in_memory(base: Path, tmp_path: Path) -> None:
     saved = train_adapter(base, tmp_path / "saved", modules_to_save=["lm_head"], target_modules=["q_proj"])
-    assert not merge_stream.can_stream(base, saved, 300)
-    assert not merge_stream.can_stream(base, train_adapter(base, tmp_path / "plain"), 10_000)  # a grown vocabulary
+    assert not stream.can_stream(base, saved, 300)
+    assert not stream.can_stream(base, train_adapter(base, tmp_path / "plain"), 10_000)  # a grown vocabulary
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -380,9 +381,9 @@ def test_weights_are_rounded_where_transformers_quantised_them(
         folder = tmp_path / "gpt2"
         GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(folder)
     arguments: dict[str, Any] = {bits: True, **more}
-    files, model = merge_stream.WeightFiles(folder), merge_stream.empty_model(folder, torch.float32)
+    files, model = stream.WeightFiles(folder), stream.empty_model(folder, torch.float32)
     kinds = {"trained": torch.float32, "merged": torch.float32}
-    read = merge_stream.as_trained(model, files.read, **kinds, quantization=arguments)
+    read = stream.as_trained(model, files.read, **kinds, quantization=arguments)
     config = BitsAndBytesConfig(**arguments)
     trained = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32).dequantize()
     rounded = set()

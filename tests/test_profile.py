@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from flows.cli import cli
-from stages import profile as profile_module
+from stages.profile import summary as profile_module
 from stages.profile.summary import summarise, summary_of
 from tests.ranks import run_on_ranks
 from tests.test_train_loss import make_job, train_job

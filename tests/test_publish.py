@@ -21,9 +21,9 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
 from configs import RunConfig
-from stages import publish
 from stages.artifacts import Artifact, FileDigests, Store
 from stages.errors import ConfigError, StageError, TransientError
+from stages.publish import stage as publish
 from stages.publish.target import FolderTarget, explain, open_target
 from stages.remote.filesystem import open_filesystem
 from stages.stage import Context, StageResult, run_stage

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import RunConfig
-from stages import report, report_curves
 from stages.artifacts import Artifact, Store
+from stages.report import curves, page
 from stages.report.curves import Series, draw, nice_ticks, number, thin
 from stages.report.page import judge, write_report
 
@@ -267,7 +267,7 @@ def test_numbers_for_people(value: float, text: str) -> None:
     assert number(value) == text
 
 
-@pytest.mark.parametrize("module", [report, report_curves])
+@pytest.mark.parametrize("module", [page, curves])
 def test_the_examples_in_the_docstrings_hold(module: ModuleType) -> None:
     result = doctest.testmod(module)
     assert result.attempted

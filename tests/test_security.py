@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 
 from configs.load import load_run
-from stages import template_limits
 from stages.errors import ConfigError, DataError
 from stages.fetch import unpacking
+from stages.templates import limits
 from stages.templates.choice import ChatTemplate, RenderError
 from tests.fetched import make_run, tokenize
 from tests.test_fetch import Bench
@@ -35,7 +35,7 @@ ENDLESS = LOOP * 3 + END * 3
 
 
 def test_a_rendering_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_limits, "SECONDS", 0.2)
+    monkeypatch.setattr(limits, "SECONDS", 0.2)
     with pytest.raises(ConfigError, match="may never end"):
         ChatTemplate(ENDLESS, {}).render(CHAT)
 

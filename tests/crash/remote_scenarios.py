@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from configs.schema import RunConfig
-from stages import publish
 from stages.artifacts import Artifact, FileDigests, Store, digest_of, sha256_file
 from stages.artifacts import collect as collecting
+from stages.publish import stage as publish
 from stages.stage import Context, run_stage
 from tests.crash.scenarios import (
     KEYS,

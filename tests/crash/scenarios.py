@@ -13,12 +13,12 @@ from typing import Any
 import pandas  # noqa: F401  pyarrow imports it with its first array, which would cost each process seconds
 
 from configs.schema import RunConfig
-from stages import publish
 from stages.artifacts import Artifact, FileDigests, Store, digest_of, sha256_file
 from stages.artifacts import collect as collecting
 from stages.artifacts.collect import collect, removable
 from stages.fetch import STAGE as FETCH
 from stages.fetch import shards
+from stages.publish import stage as publish
 from stages.stage import Context, run_stage
 
 ROWS = 60
