@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from configs.schema import RunConfig
+from configs.secrets import redacted
 from stages.report.page import REPORT, health_of
 from stages.stage import StageResult
 from tasks.progress import unless_away
@@ -34,9 +35,9 @@ def show_run(run: RunConfig, results: Sequence[StageResult]) -> None:
 def _page(run: RunConfig, results: dict[str, StageResult]) -> str:
     if "train" not in results:
         return ""
-    lines = [f"# {run.base_model}", ""]
+    lines = [f"# {redacted(run.base_model)}", ""]
     if "publish" in results:
-        lines.append(f"- model: `{run.publish_to}`")
+        lines.append(f"- model: `{redacted(run.publish_to)}`")
     lines += [f"- report: `{run.output_dir}/{REPORT}`", f"- output: `{run.output_dir}`", ""]
     rows = health_of(results["train"].artifact)
     if rows:

@@ -175,6 +175,14 @@ def test_text_of_the_user_is_text(store: Store, tmp_path: Path) -> None:
     page.has("<script>alert(1)</script>", "sft run 'a&b/sft-run.yaml'")
 
 
+def test_secrets_in_addresses_are_not_on_the_page(store: Store, tmp_path: Path) -> None:
+    data = {"path": "https://me:planted@host/a.jsonl?X-Amz-Signature=planted", "type": "alpaca"}
+    run = run_config(base_model="s3://me:planted@bucket/base", datasets=[data], publish="s3://me:planted@bucket/out")
+    page = write_report(tmp_path, run, make_artifacts(store, metrics(falling(), {}))).read_text()
+    assert "host/a.jsonl" in page
+    assert "planted" not in page
+
+
 def test_a_curve_passes_through_its_values(store: Store, tmp_path: Path) -> None:
     """Read the drawn path back through the drawn axis labels: they must give the losses that were logged."""
     losses = falling()

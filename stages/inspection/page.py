@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from configs.schema import RunConfig
+from configs.secrets import redacted
 from stages.artifacts import Artifact
 from stages.inspection.rows import Pick, Refused, picks, raw_rows, refused
 from stages.inspection.turns import RowReader, TurnView
@@ -37,9 +38,9 @@ def page(run: RunConfig, fetched: Artifact, tokens: Artifact, most: int) -> str:
 
 
 def _about(run: RunConfig, tokens: Artifact) -> str:
-    facts = tokens.facts
+    facts, name = tokens.facts, redacted(run.tokenizer_config or run.base_model)
     return (
-        f"{run.tokenizer_config or run.base_model}: {facts['rows_written']:,} rows, {facts['tokens']:,} tokens. "
+        f"{name}: {facts['rows_written']:,} rows, {facts['tokens']:,} tokens. "
         "Shown of each data set: rows at random, the longest, the shortest, and one of each reason for rejection."
     )
 
@@ -48,7 +49,7 @@ def _dataset(run: RunConfig, number: int, facts: dict[str, Any]) -> dict[str, An
     dataset = run.sources[number]
     return {
         "key": run.source_key(number),
-        "path": dataset.path,
+        "path": dataset.shown,
         "type": dataset.type if isinstance(dataset.type, str) else "own format",
         "rows": facts["rows_written"],
         "tokens": facts["tokens"],

@@ -40,7 +40,7 @@ def show_masks(run: RunConfig, fetched: Artifact, tokens: Artifact, most: int) -
         counts = f"{len(ids):,} tokens, {trained:,} trained"
         if len(ids) > LONGEST:
             counts += f"; the first {LONGEST:,} are shown"
-        title = f"{run.source_key(dataset)} {run.sources[dataset].path} row {row}"
+        title = f"{run.source_key(dataset)} {run.sources[dataset].shown} row {row}"
         yield Panel(Group(*_lines(turns)), title=title, subtitle=counts, title_align="left")
     yield _totals(tokens)
 

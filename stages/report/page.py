@@ -59,12 +59,13 @@ def render(run: RunConfig, artifacts: Mapping[str, Artifact]) -> str:
     """Return the page; the same text for the same run and artifacts."""
     records = read_metrics(artifacts["train"].path("metrics.jsonl"))
     health = health_of(artifacts["train"])
+    shown = run.model_dump(mode="json")  # without the secrets that addresses may hold
     return (
         pages_in(HERE)
         .get_template(REPORT)
         .render(
-            title=f"{Path(run.base_model).name} · {'LoRA adapter' if run.adapter else 'full fine-tuning'}",
-            run=run,
+            title=f"{Path(shown['base_model']).name} · {'LoRA adapter' if run.adapter else 'full fine-tuning'}",
+            run=shown,
             verdict=with_health(judge(records), health),
             health=health,
             samples=samples_of(artifacts["train"]),
