@@ -28,7 +28,7 @@ from stages.model_conversion import Conversion
 from stages.remote import RemoteFolder, RemoteObject, is_remote, open_folder
 from stages.remote.download import cache_folder, fetch_to
 from stages.remote.explain import PlaceProblemError, explained
-from stages.remote.failures import said
+from stages.remote.failures import is_of_a_client, said
 from stages.remote.patience import ASKING, READING
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -113,7 +113,9 @@ class ModelSource:
                 "Accept them on the model's page, and set the environment variable HF_TOKEN to that account's token."
             )
             raise ConfigError([Problem("configuration", "base_model", self.name, rule, remedy)]) from error
-        except (HfHubHTTPError, OSError) as error:
+        except Exception as error:
+            if not _is_of_the_hub(error):
+                raise
             raise TransientError(f"{self.name}: the download from the Hub failed: {said(error)}") from None
 
     def _plain_content(self, patterns: tuple[str, ...], digests: FileDigests | None = None) -> dict[str, Any]:
@@ -205,7 +207,9 @@ def _find(name: str, revision: str | None, key: str, run: RunConfig) -> tuple[Mo
         rule = "there is no such folder, and no such model (or revision) on the Hub that this account can read"
         remedy = "Check the name and model_revision; for a gated model accept its terms and set HF_TOKEN."
         raise ConfigError([Problem("configuration", key, name, rule, remedy)]) from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:
+        if not _is_of_the_hub(error):
+            raise
         return ModelSource(name, _cached_commit(name, revision, error)), None
 
 
@@ -242,6 +246,11 @@ def only_pickled(names: Sequence[str]) -> bool:
 
 def _any_safe(names: Sequence[str]) -> bool:
     return any(name.endswith(".safetensors") for name in names)
+
+
+def _is_of_the_hub(error: Exception) -> bool:
+    """Return whether an error is one of asking the Hub: an answer, no answer, or no permission to ask."""
+    return isinstance(error, HfHubHTTPError | OfflineModeIsEnabled | OSError) or is_of_a_client(error)
 
 
 def _cached_commit(name: str, revision: str | None, error: Exception) -> str:

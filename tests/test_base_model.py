@@ -18,6 +18,7 @@ from stages.errors import ConfigError
 from tests.crash.proxy import faulty
 from tests.fetched import REQUIRED
 from tests.object_stores import s3_server
+from tests.project import Project
 from tests.tiny import build_model
 
 
@@ -107,6 +108,15 @@ def test_pickled_weights_are_refused(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"base_model = .*weights are pickles.*allow_pickled_weights: true"):
         find_model(run_on(pickled))
     assert not mark.exists()
+
+
+def test_without_a_network_a_run_is_judged_as_far_as_that_goes(tmp_path: Path) -> None:
+    project = Project(tmp_path, {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"})
+    project.configure(base_model="team/model")
+    project.write_rows(10)
+    document = project.sft("validate", "run.yaml", "--json")
+    assert document.json()["valid"]
+    assert b"team/model: the Hub cannot be reached, and it is not on this machine" in document.out
 
 
 @pytest.mark.slow
