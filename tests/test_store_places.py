@@ -161,15 +161,17 @@ def test_repair_removes_what_is_damaged_and_what_belongs_to_nothing(fleet: Fleet
     whole = make(store, inputs={**INPUTS, "sequence_len": 16})
     make(store)
     fleet.write(f"pack/{KEY}/a.bin", b"First shard")
+    fleet.write(f"pack/{KEY}/part/b.bin", b"short")
     fleet.write(f"pack/{whole.key}/stray.tmp", b"x")
     fleet.write(f"pack/{'0' * 64}/a.bin", b"never finished")
     findings = verify(fleet.machine("second"))[1]
     assert sorted((finding.kind, finding.name.rpartition("/")[2]) for finding in findings) == [
         ("damaged", "a.bin"),
+        ("damaged", "b.bin"),
         ("orphaned", "a.bin"),
         ("orphaned", "stray.tmp"),
     ]
-    assert len(repair(store, findings)) == 3
+    assert len(repair(store, findings)) == 4
     assert verify(store) == (1, [])
     assert store.find("pack", KEY) is None
     assert store.find("pack", whole.key) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 from stages.artifacts.artifact import Artifact, damage, read_manifest
@@ -51,17 +52,17 @@ def verify(store: Store, prefix: str = "") -> tuple[int, list[Finding]]:
 
 def repair(store: Store, findings: Iterable[Finding]) -> list[Finding]:
     """Remove damaged artifacts and orphaned files, and return what was removed; work that goes on is left alone."""
-    removed = []
-    for finding in findings:
-        with store.place.hold(f"{finding.stage}-{finding.key}", wait=False) as is_ours:
-            if not is_ours or finding not in _findings(store, finding.stage, finding.key):
-                continue  # it is being made, or has been made again
-            if finding.kind == "orphaned":
+    removed: list[Finding] = []
+    for (stage, key), of_one in groupby(findings, key=lambda finding: (finding.stage, finding.key)):
+        with store.place.hold(f"{stage}-{key}", wait=False) as is_ours:
+            present = _findings(store, stage, key) if is_ours else []  # it may have been made again meanwhile
+            found = [finding for finding in of_one if finding in present]
+            if any(finding.kind == "damaged" for finding in found):
+                store.place.remove(f"{stage}/{key}/{MANIFEST}")
+                store.place.clear(f"{stage}/{key}")
+            for finding in found:
                 store.place.remove(finding.name)
-            else:
-                store.place.remove(f"{finding.stage}/{finding.key}/{MANIFEST}")
-                store.place.clear(f"{finding.stage}/{finding.key}")
-            removed.append(finding)
+            removed += found
     return removed
 
 
