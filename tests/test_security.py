@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from configs.load import load_run
@@ -84,6 +85,15 @@ def test_a_file_that_unfolds_to_fill_the_disk_is_refused(bench: Bench, suffix: s
         path = bench.write(name, bomb)
         with pytest.raises(DataError, match=rf"{name}: .*unfolds to more than .* bytes .*max_decompression_ratio"):
             bench.rows(path)
+
+
+def test_a_parquet_file_whose_pages_unfold_to_fill_memory_is_refused(bench: Bench) -> None:
+    path = bench.data / "a.parquet"
+    table = pa.table({"text": ["0" * (80 << 20)]})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False)
+    with pytest.raises(DataError, match=r"a\.parquet: .*unfolds to more than .* bytes .*max_decompression_ratio"):
+        bench.rows(path)
+    assert len(bench.rows(path, max_decompression_ratio=1e6)) == 1
 
 
 def test_the_bound_can_be_raised(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

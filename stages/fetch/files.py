@@ -62,13 +62,18 @@ class DataFile:
             reading["delimiter"] = self.delimiter
         return reading
 
+    @property
+    def unpacking(self) -> Unpacking:
+        """Return how it is unpacked, and to how much."""
+        return Unpacking(self.compression, self.most_ratio)
+
     def open(self) -> BinaryIO:
         """Return the uncompressed bytes as a stream, of no more bytes than `most_ratio` allows."""
-        return Unpacking(self.compression, self.most_ratio).open(self.origin.bring())
+        return self.unpacking.open(self.origin.bring())
 
     def whole(self) -> AbstractContextManager[Path]:
         """Give the uncompressed bytes as a file, for formats that are read from their end."""
-        return Unpacking(self.compression, self.most_ratio).whole(self.origin.bring())
+        return self.unpacking.whole(self.origin.bring())
 
 
 Splits = dict[str, tuple[DataFile, ...]]

@@ -144,6 +144,8 @@ def _batches(file: DataFile) -> Iterator[pa.RecordBatch]:
         yield from _arrow_batches(file)
     else:
         with file.whole() as path, pa.parquet.ParquetFile(path, buffer_size=PARQUET_BUFFER) as parquet:
+            groups = (parquet.metadata.row_group(number) for number in range(parquet.num_row_groups))
+            file.unpacking.check(path, sum(group.total_byte_size for group in groups))  # its pages are compressed
             yield from parquet.iter_batches(BATCH)
 
 

@@ -6,9 +6,10 @@ import io
 import lzma
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -36,8 +37,20 @@ class Unpacking:
         """
         if self.codec is None:
             return path.open("rb", buffering=BUFFER)
+        return io.BufferedReader(_Bounded(_unpacked(path, self.codec), partial(self.check, path)), BUFFER)
+
+    def check(self, path: Path, count: int) -> None:
+        """Make sure that a file may become so many bytes.
+
+        Raises:
+            UnfoldsTooFarError: it may not.
+        """
         most = max(ALWAYS_ALLOWED, int(self.most_ratio * path.stat().st_size))
-        return io.BufferedReader(_Bounded(_unpacked(path, self.codec), most, self.most_ratio), BUFFER)
+        if count > most:
+            raise UnfoldsTooFarError(
+                f"it unfolds to more than {most:,} bytes (max_decompression_ratio: {self.most_ratio:g}), as files do "
+                "that are made to fill memory and disks; if you trust it, raise max_decompression_ratio of the data set"
+            )
 
     @contextmanager
     def whole(self, path: Path) -> Iterator[Path]:
@@ -59,10 +72,10 @@ def _unpacked(path: Path, codec: str) -> Any:
 
 
 class _Bounded(io.RawIOBase):
-    """Passes a stream on up to a number of bytes."""
+    """Passes a stream on; `check` hears how many bytes it was so far, and raises where they are too many."""
 
-    def __init__(self, stream: Any, most: int, ratio: float) -> None:
-        self._stream, self._left, self._most, self._ratio = stream, most, most, ratio
+    def __init__(self, stream: Any, check: Callable[[int], None]) -> None:
+        self._stream, self._check, self._passed = stream, check, 0
 
     def readable(self) -> bool:
         """Return that it can be read."""
@@ -71,12 +84,8 @@ class _Bounded(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Read some bytes into a buffer."""
         block = self._stream.read(min(len(buffer), BUFFER))
-        self._left -= len(block)
-        if self._left < 0:
-            raise UnfoldsTooFarError(
-                f"it unfolds to more than {self._most:,} bytes (max_decompression_ratio: {self._ratio:g}), as files do "
-                "that are made to fill memory and disks; if you trust it, raise max_decompression_ratio of the data set"
-            )
+        self._passed += len(block)
+        self._check(self._passed)
         cast("memoryview", buffer)[: len(block)] = block
         return len(block)
 
