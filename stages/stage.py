@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -12,7 +14,10 @@ from typing import Any, Protocol
 from configs.schema import RunConfig
 from stages.artifacts import Artifact, ArtifactWriter, FileDigests, Store, digest_of
 from stages.artifacts.opening import open_store
-from stages.errors import DamagedArtifactError
+from stages.errors import DamagedArtifactError, StoreError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 Upstream = Mapping[str, Artifact]
 """Stage name -> the artifact of that stage in this run."""
@@ -106,12 +111,34 @@ def run_stage(
             present = None if refresh else usable(stage, context, store, key)  # another process may have made it
             if present is None:
                 parents = {name: upstream[name].key for name in stage.needs}
-                with store.writer(stage.name, inputs, parents, anew=refresh) as writer:
+                with _disk_errors(store), store.writer(stage.name, inputs, parents, anew=refresh) as writer:
                     facts = stage.produce(context, upstream, writer)
                     made = writer.commit(facts=facts)
                 return StageResult(stage.name, "ran", time.monotonic() - started, made)
     store.note_use(present)
     return StageResult(stage.name, "reused", time.monotonic() - started, present)
+
+
+@contextmanager
+def _disk_errors(store: Store) -> Iterator[None]:
+    """Say what to do about a full disk, or one that may not be written to.
+
+    Raises:
+        StoreError: in place of the system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*FULL, *FORBIDDEN):
+            raise
+        remedy = (
+            "Free space (`sft artifacts gc` removes what no run needs), or move the store to another disk."
+            if error.errno in FULL
+            else "Let this user write there."
+        )
+        raise StoreError(
+            f"{error.filename or store.root}: {error.strerror}. {remedy} What was finished is kept; run again."
+        ) from error
 
 
 def usable(stage: Stage, context: Context, store: Store, key: str) -> Artifact | None:

@@ -221,10 +221,13 @@ class Objects:
         if meaning == "taken":
             return Taken(name)
         if meaning == "refused":
-            remedy = "Check that the bucket exists, which credentials are used, and what they may do there."
-            return ConfigError(
-                [Problem("configuration", "artifact_store", f"{self._address}/{name}", said(error), remedy)]
+            text = said(error).rstrip(".")
+            remedy = (
+                "Set this machine's clock: a server refuses requests that are dated minutes before or after its own."
+                if "TooSkewed" in text
+                else "Check that the bucket exists, which credentials are used, and what they may do there."
             )
+            return ConfigError([Problem("configuration", "artifact_store", f"{self._address}/{name}", text, remedy)])
         return StoreError(f"{self._address}/{name}: {said(error)}")
 
     def _key(self, name: str) -> str:

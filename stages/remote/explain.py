@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from stages.errors import SftError, TransientError
-from stages.remote.failures import ChangedError, can_pass, is_of_a_client, said, status_of
+from stages.errors import SftError, StageError, TransientError
+from stages.remote.failures import NEVER_PASSES, ChangedError, can_pass, is_of_a_client, said, status_of
 
 
 class PlaceProblemError(Exception):
@@ -26,6 +26,7 @@ def explained(shown: str) -> Iterator[None]:
     Raises:
         PlaceProblemError: it is not there, or may not be read.
         TransientError: it changed while it was read, or the store does not answer.
+        StageError: this machine's disk is full.
     """
     try:
         yield
@@ -49,6 +50,9 @@ def _explain(shown: str, error: Exception) -> Exception | None:
         return TransientError(
             f"{shown}: {said(error)}. It was asked again for a while; start again to continue where it was."
         )
+    if getattr(error, "errno", None) in NEVER_PASSES:
+        remedy = "Free space, or set XDG_CACHE_HOME to another disk; what came so far is kept."
+        return StageError(f"{shown}: its copy on this machine cannot be written ({said(error)}). {remedy}")
     if isinstance(error, FileNotFoundError):
         return PlaceProblemError(f"there is nothing at {shown}", "Check the URL, and that this account may list it.")
     if not is_of_a_client(error) and not isinstance(error, OSError):

@@ -2,7 +2,7 @@
 
 A fault is one of
 
-    429, 500, 503    an answer of the proxy's, with Retry-After; the server hears nothing
+    403, 429, 500, 503  an answer of the proxy's, with Retry-After; the server hears nothing
     reset            the connection is reset before the server hears anything
     lost             the server does what it is asked, and its answer is lost by a reset
     cut              half of the answer's body comes, then the connection closes
@@ -25,7 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-ANSWERS = ("429", "500", "503")
+ANSWERS = ("403", "429", "500", "503")
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "content-length"}
 
 Choice = Callable[[int, str, str], str | None]
