@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from configs.values import OPTIONS_HELP, Section, StorageOptions
+from configs.values import OPTIONS_HELP, Place, Section, StorageOptions
 
 
 class LauncherConfig(Section):
@@ -93,7 +93,7 @@ class OrchestrationConfig(Section):
 class PublishConfig(Section):
     """Where the finished model goes."""
 
-    to: str = Field(description="Folder or fsspec URL (s3://, gs://, memory excluded) that receives the model.")
+    to: Place = Field(description="Folder or fsspec URL (s3://, gs://, memory excluded) that receives the model.")
     storage_options: StorageOptions = Field({}, description=OPTIONS_HELP % "the target")
 
 
