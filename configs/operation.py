@@ -9,47 +9,88 @@ from pydantic import BeforeValidator, Field, model_validator
 from configs.values import OPTIONS_HELP, Place, Section, StorageOptions
 
 
-class LauncherConfig(Section):
-    """How training processes are started."""
+class SshConfig(Section):
+    """Hosts that are reached by SSH."""
 
-    type: Literal["local", "ssh", "slurm", "kubernetes"] = Field(
-        "local", description="What starts them: torchrun here, on hosts by SSH, as a Slurm job, as a Kubeflow TrainJob."
+    hosts: tuple[str, ...] = Field((), description="Host of each node, as the others reach it.")
+    shell: str = Field("ssh -o BatchMode=yes", description="Command that runs a command on a host.")
+
+
+class SlurmConfig(Section):
+    """A Slurm job."""
+
+    options: tuple[str, ...] = Field((), description="Options of sbatch, one each: `--gres=gpu:8`.")
+    setup: str | None = Field(None, description="Lines of shell in front of the training: `module load cuda`.")
+
+
+class KubernetesConfig(Section):
+    """A TrainJob of Kubeflow Trainer."""
+
+    image: str | None = Field(None, description="Image with this project installed.")
+    volume_claim: str | None = Field(None, description="Claim of the volume with the store.")
+    mount_path: str = Field("/store", description="Where that volume is, here and in the pods.")
+    namespace: str = Field("default", description="Namespace of the TrainJob.")
+    runtime: str = Field("torch-distributed", description="ClusterTrainingRuntime of the TrainJob.")
+
+
+class RayConfig(Section):
+    """A Ray cluster."""
+
+    address: str | None = Field(
+        None, description="The cluster (host:port, ray://host:port); default: the one that this machine belongs to."
+    )
+
+
+class LauncherConfig(Section):
+    """How training processes are started: `type` names the engine, whose own keys are in the section of its name."""
+
+    type: Literal["local", "ssh", "slurm", "kubernetes", "ray"] = Field(
+        "local", description="What starts them: torchrun here, SSH, a Slurm job, a Kubeflow TrainJob, a Ray cluster."
     )
     nodes: int = Field(1, ge=1, description="Machines that train together; they share a file system.")
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Training processes per node; auto: one per GPU of this machine, one without a GPU."
     )
     threads: int = Field(0, ge=0, description="CPU threads per process (OMP_NUM_THREADS); 0: cores / processes.")
-    restarts: int = Field(
-        3, ge=0, description="ssh: how often all agents are started again after a process or host is lost."
-    )
+    gpus: bool = Field(True, description="kubernetes, ray: ask for a GPU per process.")
     port: int = Field(29400, ge=1, le=65535, description="Port on the first node where the nodes meet.")
-    hosts: tuple[str, ...] = Field((), description="ssh: host of each node, as the others reach it.")
-    remote_shell: str = Field("ssh -o BatchMode=yes", description="ssh: command that runs a command on a host.")
-    slurm_options: tuple[str, ...] = Field((), description="slurm: options of sbatch, `--gres=gpu:8`, one each.")
-    setup: str | None = Field(None, description="slurm: lines of shell in front of the training (`module load ...`).")
-    namespace: str = Field("default", description="kubernetes: namespace of the TrainJob.")
-    runtime: str = Field("torch-distributed", description="kubernetes: ClusterTrainingRuntime of the TrainJob.")
-    image: str | None = Field(None, description="kubernetes: image with this project installed.")
-    gpus: bool = Field(True, description="kubernetes: ask for a GPU per process.")
-    volume_claim: str | None = Field(None, description="kubernetes: claim of the volume with the store.")
-    mount_path: str = Field("/store", description="kubernetes: where that volume is, here and in the pods.")
+    restarts: int = Field(
+        3, ge=0, description="ssh, slurm, ray: how often all nodes start again after a process or machine is lost."
+    )
+    ssh: SshConfig = Field(SshConfig(), description="Keys of type: ssh.")
+    slurm: SlurmConfig = Field(SlurmConfig(), description="Keys of type: slurm.")
+    kubernetes: KubernetesConfig = Field(KubernetesConfig(), description="Keys of type: kubernetes.")
+    ray: RayConfig = Field(RayConfig(), description="Keys of type: ray.")
 
     @property
     def is_elsewhere(self) -> bool:
         """Return whether the machines that train are not this one, so that nothing follows from its GPUs."""
-        return self.type in ("slurm", "kubernetes")
+        return self.type in ("slurm", "kubernetes", "ray")
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> LauncherConfig:
+        for name in ("ssh", "slurm", "kubernetes", "ray"):
+            section = getattr(self, name)
+            if section != type(section)() and name != self.type:
+                raise ValueError(
+                    f"type is {self.type}, and there are keys of {name}; set type: {name}, or remove {name}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _engine_knows_its_nodes(self) -> LauncherConfig:
-        if self.type == "ssh" and len(self.hosts) != self.nodes:
-            raise ValueError(f"ssh needs a host for each of {self.nodes} nodes and has {len(self.hosts)}; set hosts")
+        if self.type == "ssh" and len(self.ssh.hosts) != self.nodes:
+            raise ValueError(
+                f"ssh needs a host for each of {self.nodes} nodes and has {len(self.ssh.hosts)}; set launcher.ssh.hosts"
+            )
         if self.type == "local" and self.nodes > 1:
-            raise ValueError("local is one node; set type: ssh, slurm or kubernetes, or nodes: 1")
+            raise ValueError("local is one node; set type: ssh, slurm, kubernetes or ray, or nodes: 1")
         if self.is_elsewhere and self.processes == "auto":
-            raise ValueError(f"{self.type} trains elsewhere: say how many processes a node has, processes: 8")
-        if self.type == "kubernetes" and not (self.image and self.volume_claim):
-            raise ValueError("kubernetes needs image and volume_claim: a container and the volume of the store")
+            raise ValueError(f"{self.type} trains elsewhere: say how many processes a node has; set processes: 8")
+        if self.type == "kubernetes" and not (self.kubernetes.image and self.kubernetes.volume_claim):
+            raise ValueError(
+                "kubernetes needs an image and the volume of the store; set launcher.kubernetes.image and .volume_claim"
+            )
         return self
 
 

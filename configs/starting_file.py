@@ -13,6 +13,7 @@ import yaml
 Method = Literal["lora", "qlora", "full"]
 FULL_BYTES, LORA_BYTES, QLORA_BYTES = 16.0, 2.2, 0.8
 """Memory per parameter of the model, roughly: weights, and for full fine-tuning gradients and AdamW's state."""
+USUAL_SEQUENCE = 2048
 ROOM = 0.7
 """Share of a GPU's memory that may go to these; activations need the rest."""
 
@@ -28,6 +29,7 @@ class Answers:
         method: how it is trained.
         gpus: how many; 0: without.
         memory: of one GPU, GB.
+        sequence_len: tokens.
     """
 
     model: str
@@ -36,6 +38,7 @@ class Answers:
     method: Method
     gpus: int = 1
     memory: int = 24
+    sequence_len: int = USUAL_SEQUENCE
 
 
 def parameters_in(model: str) -> float | None:
@@ -65,7 +68,7 @@ def starting_file(answers: Answers) -> str:
         f"# Every key: infra/docs/configuration.md\n\n{_line('base_model', answers.model, 'Hub id or folder')}",
         "datasets:\n" + "\n".join([f"  - {first}", *(f"    {line}" for line in rest)]),
         _line("val_set_size", 0.02, "share of the rows that is kept from training, for eval_loss"),
-        _line("sequence_len", 2048, "longest row, in tokens")
+        _line("sequence_len", answers.sequence_len, "longest row, in tokens")
         + _line("sample_packing", True, "several rows in one sequence, none of which sees the others"),
         *_method(answers),
         *_hardware(answers),

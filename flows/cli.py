@@ -166,8 +166,7 @@ def profile(output_dir: Path, as_json: bool) -> None:
 @click.option(
     "--pool-type",
     type=click.Choice(["process", "docker", "kubernetes"]),
-    default="process",
-    help="What the work pool becomes if it is not there yet.",
+    help="Type of the work pool; default: of the one that is there, process for a new one.",
 )
 @click.option("--image", help="Container image of Docker and Kubernetes runs.")
 @click.option("--gpu-limit", default=1, show_default=True, type=click.IntRange(min=1), help="Trainings at a time.")
@@ -176,7 +175,7 @@ def profile(output_dir: Path, as_json: bool) -> None:
 @json_option
 def deploy(
     config: GivenConfig,
-    pool_type: PoolType,
+    pool_type: PoolType | None,
     image: str | None,
     gpu_limit: int,
     job_variable: Sequence[str],

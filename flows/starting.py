@@ -10,9 +10,10 @@ import click
 
 from configs.errors import ConfigError, Problem
 from configs.load import load_run
-from configs.starting_file import Answers, Method, starting_file, usual_method
+from configs.starting_file import USUAL_SEQUENCE, Answers, Method, starting_file, usual_method
 from flows.command import say
 from stages.estimate.gpus import gpus_named
+from stages.estimate.shapes import model_shape
 from stages.inspection.sample import read_sample, tried, yaml_of
 
 
@@ -40,8 +41,9 @@ def init(
     usual = usual_method(model, gpus, memory)
     method = adapter or cast("Method", _ask("adapter", "Train", usual, choices=get_args(Method)))
     dataset = {"type": kind} if kind else _dataset(data)
+    answers = Answers(model, data, dataset, method, gpus, memory, _sequence_len(model))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(starting_file(Answers(model, data, dataset, method, gpus, memory)), encoding="utf-8")
+    path.write_text(starting_file(answers), encoding="utf-8")
     load_run(path)
     say(f"{path} is written. See what it would do: sft plan {path}")
 
@@ -54,6 +56,13 @@ def _dataset(data: str) -> dict[str, Any]:
         if fits:
             return {key: value for key, value in yaml_of(sample, fits[0]).items() if key != "path"}
     return {"type": "chat_template"}
+
+
+def _sequence_len(model: str) -> int:
+    """Return the usual length of a sequence; less for a model that is here and was trained on shorter ones."""
+    if not (Path(model) / "config.json").is_file():
+        return USUAL_SEQUENCE
+    return min(USUAL_SEQUENCE, model_shape(Path(model)).max_positions or USUAL_SEQUENCE)
 
 
 def _hardware(name: str) -> tuple[int, int]:

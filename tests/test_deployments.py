@@ -100,6 +100,9 @@ def test_a_container_pool_needs_an_image_and_a_notification_its_block(project: P
     configure(project, work_pool="containers")
     assert "--image" in project.sft("deploy", "run.yaml", "--pool-type", "docker", expect=2).err
     assert "type/name" in project.sft("deploy", "run.yaml", "--notify", "slack-webhook/nobody", expect=2).err
+    assert "no containers" in project.sft("deploy", "run.yaml", "--image", "x:1", expect=2).err
+    refused = project.sft("deploy", "run.yaml", "--pool-type", "docker", "--image", "x:1", expect=2).err
+    assert "the work pool containers is there, and is of type process" in refused
 
 
 def test_watching_tells_of_changed_data_once(project: Project, api: Api) -> None:

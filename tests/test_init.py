@@ -47,7 +47,9 @@ def test_what_it_writes_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     build_model(tmp_path / "base")
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join([orjson.dumps(CHAT)] * 30))
-    write(tmp_path, "--model=base", "--data=rows.jsonl", "--gpu=cpu")
+    config = tmp_path / "base" / "config.json"
+    config.write_text(config.read_text().replace('"max_position_embeddings": 2048', '"max_position_embeddings": 512'))
+    assert write(tmp_path, "--model=base", "--data=rows.jsonl", "--gpu=cpu").sequence_len == 512
     done = CliRunner().invoke(cli, ["plan", "run.yaml", "--json"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert [stage["status"] for stage in orjson.loads(done.stdout)["stages"]] == ["run"] * 6

@@ -1,18 +1,14 @@
-"""Training on several nodes: two agents on two loopback addresses, a real Slurm, a TrainJob that its schema accepts."""
+"""Training on several nodes: two agents on two loopback addresses, a Slurm script, a TrainJob as its schema has it."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
-import psutil
 import pytest
 
 from configs.errors import ConfigError
@@ -22,14 +18,15 @@ from stages.train.engines.kubernetes import train_job
 from stages.train.engines.slurm import batch_script
 from stages.train.job import Job, WorkFolder
 from tests.conftest import free_port
-from tests.operated import wait_for, working_in
-from tests.project import Project, statuses
+from tests.operated import of_training, wait_for
+from tests.project import Project
 
 pytestmark = pytest.mark.timeout(600)
 
 SHELL = """#!/bin/sh
 # A remote shell whose hosts are the loopback addresses of this machine.
 shift
+cd /
 export GLOO_SOCKET_IFNAME=lo
 exec sh -c "$*"
 """
@@ -39,12 +36,8 @@ def two_hosts(folder: Path, **more: Any) -> dict[str, Any]:
     shell = folder / "shell.sh"
     shell.write_text(SHELL)
     shell.chmod(0o755)
-    hosts = {"type": "ssh", "nodes": 2, "hosts": ["127.0.0.1", "127.0.0.2"], "processes": 1, "port": free_port()}
-    return {**hosts, "remote_shell": str(shell), "threads": 1, **more}
-
-
-def of_training(project: Project) -> list[psutil.Process]:
-    return working_in(project.folder, "stages.train")
+    reached = {"hosts": ["127.0.0.1", "127.0.0.2"], "shell": str(shell)}
+    return {"type": "ssh", "nodes": 2, "processes": 1, "port": free_port(), "threads": 1, "ssh": reached, **more}
 
 
 def adapter_of(project: Project) -> bytes:
@@ -61,14 +54,14 @@ def test_two_nodes_train_what_two_processes_do_and_a_lost_node_comes_back(tmp_pa
     process = nodes.start("run", "run.yaml", "--until", "train", "--json")
     work = nodes.folder / "store" / ".work" / "train"
     wait_for(lambda: any(work.glob("*/checkpoint-*/complete.json")), 240, lambda: log_of(work))
-    agents = [found for found in of_training(nodes) if found.cmdline()[2] == "stages.train.agent"]
+    agents = [found for found in of_training(nodes.folder) if found.cmdline()[2] == "stages.train.agent"]
     [agent] = [found for found in agents if "--local-addr=127.0.0.2" in found.cmdline()]
     agent.kill()
     _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err.decode()
     assert "127.0.0.2; all agents are started again (1)" in (nodes.folder / "out" / "train.log").read_text()
     assert adapter_of(nodes) == adapter_of(local)
-    assert not of_training(nodes)
+    assert not of_training(nodes.folder)
 
 
 @pytest.mark.slow
@@ -77,97 +70,17 @@ def test_a_stopped_run_ends_its_agents_on_every_host(tmp_path: Path) -> None:
     process = project.start("run", "run.yaml", "--until", "train")
     work = project.folder / "store" / ".work" / "train"
     wait_for(lambda: any(work.glob("*/checkpoint-*/complete.json")), 240, lambda: log_of(work))
-    assert len(of_training(project)) >= 4
+    assert len(of_training(project.folder)) >= 4
     process.terminate()
     process.communicate(timeout=90)
     assert process.returncode == 143
-    wait_for(lambda: not of_training(project), 30, lambda: str([p.cmdline() for p in of_training(project)]))
+    wait_for(
+        lambda: not of_training(project.folder), 30, lambda: str([p.cmdline() for p in of_training(project.folder)])
+    )
 
 
 def log_of(work: Path) -> str:
     return "\n".join(path.read_text()[-3000:] for path in work.glob("*/train.log"))
-
-
-CONF = """\
-ClusterName=test
-SlurmctldHost=localhost(127.0.0.1)
-SlurmctldPort={controller}
-SlurmUser=root
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
-CredType=cred/munge
-StateSaveLocation={folder}/state
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
-SlurmdSpoolDir={folder}/spool
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-ReturnToService=2
-SchedulerParameters=batch_sched_delay=0
-KillWait=5
-NodeName=localhost NodeAddr=127.0.0.1 Port={node} CPUs=2 State=UNKNOWN
-PartitionName=all Nodes=localhost Default=YES MaxTime=INFINITE State=UP
-"""
-
-
-@pytest.fixture
-def slurm() -> Iterator[dict[str, str]]:
-    """Start a real Slurm with one node; gives the environment of its commands."""
-    if not all(map(shutil.which, ("slurmctld", "slurmd", "munged", "sbatch"))):
-        pytest.skip("Slurm is not installed (Debian: slurmctld slurmd munge)")
-    if os.geteuid() != 0:
-        pytest.skip("slurmd needs root")
-    folder = Path(subprocess.run(["mktemp", "-d"], capture_output=True, text=True, check=True).stdout.strip())
-    (folder / "state").mkdir()
-    (folder / "spool").mkdir()
-    conf = folder / "slurm.conf"
-    conf.write_text(CONF.format(folder=folder, controller=free_port(), node=free_port()))
-    key = folder / "munge.key"
-    key.write_bytes(os.urandom(128))
-    key.chmod(0o400)
-    environment = {**os.environ, "SLURM_CONF": str(conf)}
-    munged = ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket"]
-    munged += [f"--pid-file={folder}/munge.pid", f"--log-file={folder}/munge.log", f"--seed-file={folder}/munge.seed"]
-    started = []
-    try:
-        for command in (munged, ["slurmctld", "-D"], ["slurmd", "-D", "-N", "localhost"]):
-            with (folder / f"{command[0]}.out").open("wb") as out:
-                started.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out))
-            time.sleep(2)
-
-        def up() -> bool:
-            said = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True)
-            return said.stdout.strip() == "idle"
-
-        wait_for(up, 60, lambda: "\n".join(path.read_text()[-2000:] for path in folder.glob("*.out")))
-        yield {"SLURM_CONF": str(conf)}
-    finally:
-        for process in reversed(started):
-            process.terminate()
-            process.wait(timeout=30)
-        shutil.rmtree(folder)
-
-
-SLURM = {"type": "slurm", "processes": 2, "threads": 1, "setup": "export GLOO_SOCKET_IFNAME=lo"}
-
-
-@pytest.mark.slow
-def test_slurm_trains_and_a_stopped_run_cancels_its_job(tmp_path: Path, slurm: dict[str, str]) -> None:
-    project = Project.create(tmp_path / "project", launcher={**SLURM, "port": free_port()})
-    project.environment |= slurm
-    assert statuses(project.run("--until", "train"))["train"] == "ran"
-    process = project.start("run", "run.yaml", "num_epochs=400", "save_steps=5", "--until", "train")
-    work = project.folder / "store" / ".work" / "train"
-    wait_for(lambda: any(work.glob("*/checkpoint-*/complete.json")), 240, lambda: log_of(work))
-    process.terminate()
-    process.communicate(timeout=90)
-    assert process.returncode in (143, -signal.SIGTERM)
-
-    def queue() -> str:
-        return subprocess.run(["squeue", "-h"], env={**os.environ, **slurm}, capture_output=True, text=True).stdout
-
-    wait_for(lambda: not queue().strip(), 60, queue)
-    wait_for(lambda: not of_training(project), 30, lambda: str([p.cmdline() for p in of_training(project)]))
 
 
 def job_of(tmp_path: Path, **launcher: Any) -> tuple[Job, WorkFolder]:
@@ -181,7 +94,9 @@ def job_of(tmp_path: Path, **launcher: Any) -> tuple[Job, WorkFolder]:
 
 def test_the_script_of_a_slurm_job_is_a_script(tmp_path: Path) -> None:
     options = ["--partition=gpu", "--gres=gpu:8"]
-    job, work = job_of(tmp_path, type="slurm", nodes=2, processes=8, slurm_options=options, setup="module load cuda")
+    job, work = job_of(
+        tmp_path, type="slurm", nodes=2, processes=8, slurm={"options": options, "setup": "module load cuda"}
+    )
     text = batch_script(job, work, 4)
     lines = text.splitlines()
     assert {"#SBATCH --nodes=2", "#SBATCH --gres=gpu:8", "#SBATCH --ntasks-per-node=1", "module load cuda"} <= {*lines}
@@ -189,9 +104,12 @@ def test_the_script_of_a_slurm_job_is_a_script(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-n"], input=text.encode()).returncode == 0
 
 
+IN_PODS = {"image": "registry/sft:1", "volume_claim": "store"}
+
+
 def test_a_train_job_is_what_its_published_schema_says(tmp_path: Path) -> None:
     models = pytest.importorskip("kubeflow_trainer_api.models")
-    job, work = job_of(tmp_path, type="kubernetes", nodes=2, processes=8, image="registry/sft:1", volume_claim="store")
+    job, work = job_of(tmp_path, type="kubernetes", nodes=2, processes=8, kubernetes=IN_PODS)
     manifest = train_job(job, work, 4)
     read = models.TrainerV1alpha1TrainJob.from_dict(manifest)
     assert read.to_dict() == manifest  # nothing that the schema does not know
@@ -220,6 +138,9 @@ esac
 """
 
 
+IN_PODS = {"image": "registry/sft:1", "volume_claim": "store"}
+
+
 def test_a_train_job_is_followed_past_an_api_that_is_away_and_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,7 +150,7 @@ def test_a_train_job_is_followed_past_an_api_that_is_away_and_deleted(
     kubectl.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(kubernetes, "ASK_SECONDS", 0.0)
-    job, work = job_of(tmp_path, type="kubernetes", nodes=2, processes=8, image="registry/sft:1", volume_claim="store")
+    job, work = job_of(tmp_path, type="kubernetes", nodes=2, processes=8, kubernetes=IN_PODS)
 
     def status(kind: str) -> None:
         conditions = [{"type": kind, "status": "True"}]
@@ -254,10 +175,11 @@ def test_a_train_job_is_followed_past_an_api_that_is_away_and_deleted(
 @pytest.mark.parametrize(
     ("launcher", "said"),
     [
-        ({"type": "ssh", "nodes": 2, "hosts": ["a"]}, "a host for each of 2 nodes"),
+        ({"type": "ssh", "nodes": 2, "ssh": {"hosts": ["a"]}}, "a host for each of 2 nodes"),
+        ({"type": "slurm", "processes": 8, "ray": {"address": "auto"}}, "keys of ray"),
         ({"nodes": 2}, "local is one node"),
         ({"type": "slurm"}, "processes: 8"),
-        ({"type": "kubernetes", "processes": 8}, "image and volume_claim"),
+        ({"type": "kubernetes", "processes": 8}, "an image and the volume"),
     ],
 )
 def test_an_engine_that_lacks_something_says_so(tmp_path: Path, launcher: dict[str, Any], said: str) -> None:
@@ -274,6 +196,6 @@ def test_precision_elsewhere_is_not_taken_from_this_machine(tmp_path: Path) -> N
 
 
 def test_a_launcher_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
-    project = Project.create(tmp_path, launcher=SLURM)
+    project = Project.create(tmp_path, launcher={"type": "slurm", "processes": 2})
     project.environment["PATH"] = str(tmp_path)
     assert "no `sbatch` here" in project.sft("run", "run.yaml", "--until", "train", expect=1).err

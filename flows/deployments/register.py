@@ -34,13 +34,13 @@ class Target:
     """Where deployments run.
 
     Attributes:
-        pool_type: what a work pool becomes that is not there yet.
+        pool_type: type of the work pools; None: of those that are there, and `process` for new ones.
         image: container image for Docker and Kubernetes.
         gpu_limit: trainings at a time on the GPU queue.
         job_variables: further variables of the work pool's job template.
     """
 
-    pool_type: PoolType = "process"
+    pool_type: PoolType | None = None
     image: str | None = None
     gpu_limit: int = 1
     job_variables: tuple[tuple[str, Any], ...] = ()
@@ -74,12 +74,19 @@ def register(loaded: LoadedRun, overrides: Sequence[str], target: Target, notify
     """Register every deployment of a run and what they need, and return what was registered, JSON-ready.
 
     Raises:
-        ConfigError: a container pool without an image, or a notification block that is not there.
+        ConfigError: a work pool of another type, a container pool without an image or an image without one, or a
+            notification block that is not there.
     """
     settings, name = loaded.run.orchestration, deployment_name(loaded.run, loaded.path)
     gpu_pool = settings.gpu_pool or settings.work_pool
     with get_client(sync_client=True) as client:
-        types = {pool: _ensure_pool(client, pool, target.pool_type) for pool in {settings.work_pool, gpu_pool}}
+        types = {pool: _pool_type(client, pool, target) for pool in (settings.work_pool, gpu_pool)}
+        if target.image and set(types.values()) == {"process"}:
+            rule, remedy = "runs of a process work pool are no containers", "Leave it out, or give --pool-type docker."
+            raise ConfigError([Problem("command line", "--image", target.image, rule, remedy)])
+        jobs = {pool: _job(kind, target) for pool, kind in types.items()}
+        for pool, kind in types.items():
+            _ensure_pool(client, pool, kind)
         _ensure_queue(client, settings.work_pool, settings.data_queue, limit=None)
         _ensure_queue(client, gpu_pool, settings.gpu_queue, limit=target.gpu_limit)
         automations = ensure_automations(client, notify)
@@ -87,7 +94,7 @@ def register(loaded: LoadedRun, overrides: Sequence[str], target: Target, notify
     for part in parts(name, settings):
         pool = gpu_pool if part.on_gpu else settings.work_pool
         queue = settings.gpu_queue if part.on_gpu else settings.data_queue
-        deployment = _deployment(part, name, loaded, overrides, _job(types[pool], target))
+        deployment = _deployment(part, name, loaded, overrides, jobs[pool])
         deployment.work_pool_name, deployment.work_queue_name = pool, queue
         identifier = deployment.apply()
         made.append({"name": f"{part.flow}/{part.name}", "id": str(identifier), "work_pool": pool, "queue": queue})
@@ -129,15 +136,31 @@ def _job(pool_type: str, target: Target) -> dict[str, Any]:
     return {**job, **dict(target.job_variables)}
 
 
-def _ensure_pool(client: SyncPrefectClient, name: str, pool_type: PoolType) -> str:
-    """Return the type of a work pool; one that is not there is made."""
+def _pool_type(client: SyncPrefectClient, name: str, target: Target) -> str:
+    """Return the type that a work pool has, or will have.
+
+    Raises:
+        ConfigError: the pool is there and is of another type than the one asked for.
+    """
     try:
-        return client.read_work_pool(name).type
+        there = client.read_work_pool(name).type
     except ObjectNotFound:
-        workers = {kind: about for group in client.read_worker_metadata().values() for kind, about in group.items()}
-        template = workers[pool_type]["default_base_job_configuration"]
-        client.create_work_pool(WorkPoolCreate(name=name, type=pool_type, base_job_template=template))
-        return pool_type
+        return target.pool_type or "process"
+    if target.pool_type not in (None, there):
+        rule = f"the work pool {name} is there, and is of type {there}"
+        remedy = f"Name another: orchestration.work_pool={name}-{target.pool_type}."
+        raise ConfigError([Problem("command line", "--pool-type", str(target.pool_type), rule, remedy)])
+    return there
+
+
+def _ensure_pool(client: SyncPrefectClient, name: str, kind: str) -> None:
+    """Make a work pool that is not there yet."""
+    try:
+        client.read_work_pool(name)
+    except ObjectNotFound:
+        groups = client.read_worker_metadata().values()
+        [template] = [group[kind]["default_base_job_configuration"] for group in groups if kind in group]
+        client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
 
 
 def _ensure_queue(client: SyncPrefectClient, pool: str, name: str, *, limit: int | None) -> None:

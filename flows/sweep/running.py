@@ -108,7 +108,7 @@ def run_trials(
 
 def _slots(trials: Sequence[Trial], parallel: int | None, machine: Machine) -> list[str | None]:
     """Return for each run at a time the GPUs that it sees (CUDA_VISIBLE_DEVICES); None: all there are."""
-    if not machine.gpus:
+    if not machine.gpus or all(trial.loaded.run.launcher.is_elsewhere for trial in trials):
         return [None] * (parallel or 1)
     wanted = max(world_size(trial.loaded.run, machine) for trial in trials)
     automatic = any(trial.loaded.run.launcher.processes == "auto" for trial in trials)

@@ -62,5 +62,5 @@ def bytes_wanted(run: RunConfig) -> int | None:
     if not run.streaming or run.max_steps is None:
         return None
     processes = MOST_PROCESSES if run.launcher.processes == "auto" else run.launcher.processes
-    sequences = run.max_steps * run.sequences_per_pass * run.passes_per_step * processes
+    sequences = run.max_steps * run.sequences_per_pass * run.passes_per_step * processes * run.launcher.nodes
     return sequences * run.sequence_len * BYTES_A_TOKEN

@@ -6,8 +6,6 @@ system is shared. A shard always gives the same bytes, so a task whose worker or
 
 from __future__ import annotations
 
-import logging
-import socket
 import tempfile
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -16,18 +14,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from configs.errors import ConfigError, Problem
 from stages.errors import TransientError
+from stages.ray_cluster import connect
 from stages.tokenize.shard import Job, Outcome, Report, Setup, ShardTokenizer
 
-SOURCE_ROOT = Path(__file__).resolve().parents[2]
 RETRIES = 5
 """So often a shard is given to another worker when its own is lost."""
 
 AHEAD = 2
 """Shards in flight for each processor of the cluster: the next one lies ready, and results do not pile up."""
-
-KNOCK_SECONDS = 10.0
 
 Files = dict[str, bytes]
 """Name -> content."""
@@ -70,43 +65,13 @@ def tokenize_on_ray(
 
 @contextmanager
 def _cluster(address: str | None) -> Iterator[Any]:
-    """Give Ray, connected to a cluster whose workers have the code of this process."""
-    try:
-        import ray
-    except ImportError as error:
-        rule, remedy = "needs Ray, which is not installed here", 'Run `pip install "sft-flow[ray]"`, or use local.'
-        raise ConfigError([Problem("configuration", "orchestration.executor", "ray", rule, remedy)]) from error
-    code = [str(SOURCE_ROOT / package) for package in ("configs", "stages")]
+    """Give Ray, connected, with workers of one thread."""
     single = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    try:
-        if address is not None:
-            _knock(address)
-        ray.init(
-            address=address or "auto",
-            runtime_env={"py_modules": code, "env_vars": single},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (OSError, RuntimeError) as error:
-        raise TransientError(
-            f"orchestration.address: no Ray cluster answers at {address or 'auto'} ({error}). "
-            "Start one (`ray start --head`), or set another address."
-        ) from error
+    ray = connect(address, "orchestration", single)
     try:
         yield ray
     finally:
         ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """Find out within seconds whether something listens there: Ray itself tries for minutes.
-
-    Raises:
-        OSError: nothing does.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def _result(ray: Any, reference: Any, job: Job) -> tuple[bytes, str]:

@@ -167,9 +167,9 @@ def _eval_pass(run: RunConfig) -> int:
 
 def _produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dict[str, Any]:
     """Train in child processes, resuming what an earlier try left in the working folder, and take over the result."""
-    work = WorkFolder(writer.work)
+    work = WorkFolder(writer.work.resolve())  # other nodes start elsewhere
     work.root.mkdir(parents=True, exist_ok=True)
-    job = _job(context, upstream, writer)
+    job = _job(context, upstream, writer, work)
     backup = writer.backup()
     if not is_whole(work.done, work.final, job.key):
         if backup is not None:
@@ -204,7 +204,7 @@ def _train(job: Job, work: WorkFolder, context: Context, upstream: Upstream) -> 
         raise error_of(work, code)
 
 
-def _job(context: Context, upstream: Upstream, writer: ArtifactWriter) -> Job:
+def _job(context: Context, upstream: Upstream, writer: ArtifactWriter, work: WorkFolder) -> Job:
     run, machine = context.run, this_machine()
     source = find_model(run).at(writer.inputs["base_model"])
     folder = source.folder(MODEL_FILES).resolve()
@@ -218,7 +218,7 @@ def _job(context: Context, upstream: Upstream, writer: ArtifactWriter) -> Job:
         model_commit=source.commit,
         adapter=adapter_folder(run),
         checkpoint=checkpoint_folder(run),
-        work=writer.work.resolve(),
+        work=work.root,
         precision=precision(run, machine),
         attention=attention(run, machine),
         tf32=tf32(run, machine),

@@ -21,8 +21,15 @@ class Agents(Protocol):
         """Ask what still runs to end, give it `grace` seconds for a checkpoint, and leave no process behind."""
 
 
+class RestartableAgents(Agents, Protocol):
+    """Agents that tell which of them failed, and can be started anew."""
+
+    def failed(self) -> list[str]:
+        """Return the nodes whose agents ended with an error, or what the engine knows of them."""
+
+
 def agent_module(
-    job: Job, work: WorkFolder, *, node: int | str, meeting: str, address: str, attempt: int = 0
+    job: Job, work: WorkFolder, *, node: int | str, meeting: str, address: str, attempt: int | str = 0
 ) -> list[str]:
     """Return what follows `python` to start the agent of one node.
 
@@ -32,7 +39,7 @@ def agent_module(
         node: number of the node, in the name of its report.
         meeting: host:port where the agents meet (torchrun's c10d rendezvous).
         address: under which the other nodes reach this one.
-        attempt: number of the start; agents of another start do not meet these.
+        attempt: what tells this start from others of the same training, whose agents do not meet these.
     """
     launcher = job.run.launcher
     torchrun = [

@@ -75,26 +75,26 @@ def train_job(job: Job, work: WorkFolder, threads: int) -> dict[str, Any]:
     The runtime `torch-distributed` gives every pod the rendezvous in PET_* variables, which torchrun reads. The volume
     claim holds the store and the working folder under the same paths as here.
     """
-    launcher = job.run.launcher
+    launcher, settings = job.run.launcher, job.run.launcher.kubernetes
     each = job.world_size // launcher.nodes
     report = f"{shlex.quote(str(work.agent_report('')).removesuffix('.json'))}$(hostname).json"
     module = ["-m", "stages.train.agent", report, "-m", "stages.train", shlex.quote(str(work.job))]
     gpus = {"limits": {"nvidia.com/gpu": each}, "requests": {"nvidia.com/gpu": each}} if launcher.gpus else {}
     variables = environment(threads)
     variables.pop("PYTHONPATH")  # the image has the project installed
-    mounts = [{"name": "store", "mountPath": launcher.mount_path}, {"name": "shm", "mountPath": "/dev/shm"}]  # noqa: S108
+    mounts = [{"name": "store", "mountPath": settings.mount_path}, {"name": "shm", "mountPath": "/dev/shm"}]  # noqa: S108
     volumes = [
-        {"name": "store", "persistentVolumeClaim": {"claimName": launcher.volume_claim}},
+        {"name": "store", "persistentVolumeClaim": {"claimName": settings.volume_claim}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}},
     ]
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",
-        "metadata": {"name": f"sft-{job.key[:16]}", "namespace": launcher.namespace},
+        "metadata": {"name": f"sft-{job.key[:16]}", "namespace": settings.namespace},
         "spec": {
-            "runtimeRef": {"name": launcher.runtime},
+            "runtimeRef": {"name": settings.runtime},
             "trainer": {
-                "image": launcher.image,
+                "image": settings.image,
                 "command": ["bash", "-c", "exec python " + " ".join(module)],
                 "numNodes": launcher.nodes,
                 "numProcPerNode": each,

@@ -1,0 +1,145 @@
+"""One agent on each of several nodes of a Ray cluster, held by an actor with the node's GPUs.
+
+Every node sees the working folder, the store and this Python under the same paths (a shared file system). The places
+are a placement group: one bundle a node, all of them or none.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from stages.errors import TransientError
+from stages.lifeline import bound
+from stages.ray_cluster import connect
+from stages.train.engines.agents import agent_module, environment
+from stages.train.engines.local import end_tree
+from stages.train.job import Job, WorkFolder
+from stages.train.outcome import NO_HOST
+
+SAY_SECONDS = 60.0
+"""How often the log says that the training waits for its places."""
+
+
+class RayAgents:
+    """An actor a node, each with an agent as its child, which the kernel ends with it."""
+
+    def __init__(self, job: Job, work: WorkFolder, threads: int, attempt: int) -> None:
+        self._ray = connect(job.run.launcher.ray.address, "launcher.ray", environment(threads))
+        self._actors: list[Any] = []
+        self._codes: list[Any] = []
+        self._addresses: list[str] = []
+        try:
+            self._group = _places(self._ray, job, work)
+            self._start(job, work, attempt)
+        except BaseException as error:
+            self.end(0.0)
+            if isinstance(error, self._ray.exceptions.RayError):
+                raise TransientError(f"launcher.ray: a node was lost before the training began: {error}") from error
+            raise
+
+    def poll(self) -> int | None:
+        """Return the code of the first agent that has failed, or 0 when every agent is done."""
+        codes = self._ended()
+        if any(codes.values()):
+            return next(code for code in codes.values() if code)
+        return 0 if len(codes) == len(self._codes) else None
+
+    def failed(self) -> list[str]:
+        """Return the addresses of the nodes whose agents ended with an error."""
+        return [self._addresses[node] for node, code in self._ended().items() if code]
+
+    def end(self, grace: float) -> None:
+        """End the agents and their actors, give their places back, and leave the cluster."""
+        asked = [actor.end.remote(grace) for actor in self._actors]
+        self._actors = []
+        if asked:
+            self._ray.wait(asked, num_returns=len(asked), timeout=grace + 5.0)
+        self._ray.shutdown()  # ends the actors and the placement group, which are this process's own
+
+    def _ended(self) -> dict[int, int]:
+        """Return node -> exit code of the agents that have ended."""
+        done, _ = self._ray.wait(self._codes, num_returns=len(self._codes), timeout=0)
+        codes = {}
+        for node, reference in enumerate(self._codes):
+            if reference in done:
+                try:
+                    codes[node] = self._ray.get(reference)
+                except self._ray.exceptions.RayTaskError:  # of our own code there, which another start does not mend
+                    raise
+                except self._ray.exceptions.RayError:
+                    codes[node] = NO_HOST
+        return codes
+
+    def _start(self, job: Job, work: WorkFolder, attempt: int) -> None:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        bundle = _bundle(job)
+        actor = self._ray.remote(num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0), max_concurrency=2)(NodeAgent)
+        for node in range(job.run.launcher.nodes):
+            place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=node)
+            self._actors.append(actor.options(scheduling_strategy=place).remote())
+        self._addresses = self._ray.get([actor.address.remote() for actor in self._actors])
+        meeting = f"{self._addresses[0]}:{job.run.launcher.port}"
+        for node, (actor, address) in enumerate(zip(self._actors, self._addresses, strict=True)):
+            module = agent_module(job, work, node=node, meeting=meeting, address=address, attempt=attempt)
+            self._codes.append(actor.run.remote([sys.executable, *module], str(Path.cwd()), str(work.log)))
+
+
+class NodeAgent:
+    """Runs on a node: the agent as a child of the actor's process."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def address(self) -> str:
+        """Return the address under which the other nodes reach this one."""
+        import ray
+
+        return str(ray.util.get_node_ip_address())
+
+    def run(self, command: list[str], folder: str, log: str) -> int:
+        """Run the agent in a folder and return its exit code, 137 if it was killed."""
+        with open(log, "ab") as file:  # noqa: PTH123
+            self._process = subprocess.Popen(
+                bound(command),
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        code = self._process.wait()
+        return code if code >= 0 else 128 - code
+
+    def end(self, grace: float) -> None:
+        """End the agent and every process of the training on this node."""
+        if self._process is not None:
+            end_tree(self._process, grace)
+
+
+def _bundle(job: Job) -> dict[str, int]:
+    """Return what a node has to have free."""
+    each = job.world_size // job.run.launcher.nodes
+    return {"CPU": each, "GPU": each} if job.run.launcher.gpus else {"CPU": each}
+
+
+def _places(ray: Any, job: Job, work: WorkFolder) -> Any:
+    """Return the placement group, when the cluster has room for it: until then the training waits, as in a queue."""
+    bundle, nodes = _bundle(job), job.run.launcher.nodes
+    group = ray.util.placement_group([bundle] * nodes, strategy="STRICT_SPREAD")
+    said = -SAY_SECONDS
+    while not group.wait(timeout_seconds=1):
+        if time.monotonic() - said > SAY_SECONDS:
+            said = time.monotonic()
+            with work.log.open("a") as log:
+                log.write(f"waiting for {nodes} node(s) with {bundle} free; the cluster has {_free(ray)}\n")
+    return group
+
+
+def _free(ray: Any) -> dict[str, int]:
+    free = ray.available_resources()
+    return {name: int(free.get(name, 0)) for name in ("CPU", "GPU")}
