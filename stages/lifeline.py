@@ -9,7 +9,10 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 PR_SET_PDEATHSIG = 1
 
@@ -29,6 +32,29 @@ def die_with_parent(parent_pid: int) -> None:
 def end_with_parent() -> None:
     """Ask the kernel to end this process (SIGTERM: it may tidy up) when its parent dies."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+@contextmanager
+def sigterm_once() -> Iterator[None]:
+    """Let only the first SIGTERM interrupt this process meanwhile, so that no other cuts its tidying up short.
+
+    A parent that dies sends one for each of its threads, and who cancels may ask twice. Elsewhere than in the main
+    thread, which alone is interrupted, nothing is changed.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+
+    def first(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        handler(number, frame)
+
+    signal.signal(signal.SIGTERM, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def bound(command: Sequence[str]) -> list[str]:

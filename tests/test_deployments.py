@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -189,6 +190,8 @@ def test_a_killed_flow_or_worker_leaves_no_process_and_the_next_run_continues(pr
         serving.kill()
         api.wait(run, "Crashed", seconds=60)
         wait_for(lambda: not of_training(project.folder), 40, lambda: str(of_training(project.folder)))
+    [log] = (project.folder / "store" / ".work" / "train").glob("*/train.log")
+    assert re.search(r"stopped by SIGTERM after step \d+ of \d+; checkpoint written", log.read_text())
     steps = steps_of(project)
     assert steps == list(range(1, len(steps) + 1)), "a step was done twice or left out"
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from stages.lifeline import sigterm_once
 from stages.stage import Context
 from stages.train.engines import start_agents
 from stages.train.job import Job, WorkFolder
@@ -21,16 +22,17 @@ def launch(job: Job, work: WorkFolder, context: Context, *, threads: int, steps:
 
     Whatever leaves this function (an error, a cancellation), no process of the training is left behind.
     """
-    agents = start_agents(job, work, threads=threads)
-    try:
-        follower = Follower(work, context, steps)
-        while (code := agents.poll()) is None:
+    with sigterm_once():
+        agents = start_agents(job, work, threads=threads)
+        try:
+            follower = Follower(work, context, steps)
+            while (code := agents.poll()) is None:
+                follower.look()
+                time.sleep(POLL_SECONDS)
             follower.look()
-            time.sleep(POLL_SECONDS)
-        follower.look()
-        return code
-    finally:
-        agents.end(GRACE_SECONDS)
+            return code
+        finally:
+            agents.end(GRACE_SECONDS)
 
 
 class Follower:
