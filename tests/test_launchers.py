@@ -17,6 +17,7 @@ from stages.train.engines import kubernetes
 from stages.train.engines.kubernetes import train_job
 from stages.train.engines.slurm import batch_script
 from stages.train.job import Job, WorkFolder
+from stages.train.outcome import is_lost
 from tests.conftest import free_port
 from tests.operated import of_training, wait_for
 from tests.project import Project
@@ -170,6 +171,28 @@ def test_a_train_job_is_followed_past_an_api_that_is_away_and_deleted(
     assert kubernetes.KubernetesAgents(job, work, 4).poll() == 0
     agents.end(1.0)
     assert not (tmp_path / "applied.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "agent", "lost"),
+    [
+        ([], 137, True),  # the agent itself was killed
+        ([], 255, True),  # its host does not answer
+        ([143], 255, True),  # the engine knows that a machine is gone, and has stopped the others
+        ([75], 1, True),  # another process is gone
+        ([-9], 1, True),
+        ([143], 143, False),  # stopped: a new start would ignore that
+        ([4], 255, False),  # an error of its own comes again
+        ([3], 1, False),
+        ([], 1, False),
+    ],
+)
+def test_what_is_started_again(tmp_path: Path, ranks: list[int], agent: int, lost: bool) -> None:
+    work = WorkFolder(tmp_path)
+    failures = [{"rank": rank, "exit_code": code, "time": rank} for rank, code in enumerate(ranks)]
+    if failures:
+        work.agent_report(0).write_bytes(orjson.dumps({"failures": failures}))
+    assert is_lost(work, agent) == lost
 
 
 @pytest.mark.parametrize(

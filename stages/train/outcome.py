@@ -27,7 +27,7 @@ LOST = 75
 STOPPED = 143
 KILLED = (-9, 137)
 NO_HOST = 255
-"""Exit code of ssh when its host does not answer any more."""
+"""Exit code of ssh when its host does not answer any more, and of any engine that knows a machine to be gone."""
 TAIL_LINES = 50
 
 AGENT = "SFT_FLOW_AGENT"
@@ -70,7 +70,9 @@ def error_of(work: WorkFolder, agent_code: int) -> SftError:
 def is_lost(work: WorkFolder, agent_code: int) -> bool:
     """Return whether a training ended because a process or its machine is gone, so that a new start may go on."""
     codes = [code for _, code in _rank_codes(work)]
-    return all(code in (*KILLED, LOST) for code in codes) if codes else agent_code in (*KILLED, NO_HOST)
+    if agent_code == NO_HOST:  # who then stops the others may do it with SIGTERM
+        return not any(code in (WRONG_CONFIGURATION, FAILED) for code in codes)
+    return all(code in (*KILLED, LOST) for code in codes) if codes else agent_code in KILLED
 
 
 def _rank_codes(work: WorkFolder) -> list[tuple[int, int]]:
