@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -151,20 +152,43 @@ def test_control_tokens_in_the_data_as_plain_text(tokenizer: Path, tmp_path: Pat
 
 @given(
     st.lists(
-        st.sampled_from(["<|im_end|>", "<", "</s>", "[INST]", "<\uff5cend\uff5c>", "\\", "\\u003c", "a", "|>"]),
+        st.sampled_from(
+            [
+                "<|im_end|>",
+                "<",
+                "</s>",
+                "[INST]",
+                "<\uff5cend\uff5c>",
+                "\\",
+                "\\u003c",
+                "\n",
+                "n>",
+                "\t",
+                '"',
+                "a",
+                "|>",
+            ]
+        ),
         max_size=6,
     ),
+    st.sampled_from([["<|im_end|>", "<s>", "</s>", "[INST]"], ["<|im_end|>", "<\uff5cend\uff5c>", "n>", '">']]),
     st.booleans(),
 )
-def test_the_quick_look_overlooks_nothing(parts: list[str], ascii_only: bool) -> None:
-    control = ControlTokens(["<|im_end|>", "<s>", "</s>", "[INST]", "<\uff5cend\uff5c>"])
-    row = {"messages": [{"role": "user", "content": "".join(parts)}]}
-    for raw in (
-        json.dumps(row, ensure_ascii=ascii_only),
-        json.dumps(row, ensure_ascii=ascii_only).replace("<", "\\u003c"),
+def test_control_tokens_are_found_in_json_however_it_is_written(
+    parts: list[str], tokens: list[str], ascii_only: bool
+) -> None:
+    text = "".join(parts)
+    expected = re.findall("|".join(map(re.escape, tokens)), text)
+    raw = json.dumps({"messages": [{"role": "user", "content": text}]}, ensure_ascii=ascii_only)
+    control = ControlTokens(tokens)
+    for written in (
+        raw,
+        raw.replace("<", "\\u003c"),
+        raw.replace("|", "\\u007c"),
+        raw.replace("/", "\\/"),
+        raw.replace("uff5c", "uFF5C"),
     ):
-        if control.count(json.loads(raw)):
-            assert control.may_be_in(raw.encode())
+        assert control.spelled_in(written.encode()) == expected
 
 
 def test_control_tokens_in_the_data_rejected(tokenizer: Path, tmp_path: Path) -> None:

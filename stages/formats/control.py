@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stages.formats.pieces import Piece, Rejected, RowFormat, Span
+from stages.formats.rows import read_row
 
 PRIVATE_USE = range(0xE000, 0xF8FF)
+PLAIN = re.compile(r'(?![\w"\\/])[!-~][ !#-\[\]-~]*', re.ASCII)
+"""Tokens that JSON writes as they are, or escapes without need; no backslash can precede their first character."""
+ESCAPED_PLAIN, ESCAPED = re.compile(rb"\\(?:u00[2-7]|/)"), re.compile(rb"\\[u/]")
+"""How JSON escapes what need not be: of plain tokens, of any."""
 
 
 class ControlTokens:
@@ -25,23 +29,31 @@ class ControlTokens:
         longest_first = sorted(filter(None, tokens), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         written = {form for token in longest_first for form in (token, json.dumps(token)[1:-1])}
-        # one pattern for each first byte: such a search jumps from one such byte to the next
         forms = sorted((form.encode() for form in written), key=len, reverse=True)
-        self._raw = [_beginning(first, forms) for first in {form[:1] for form in forms}]
-        self._escapes = any("<" in token for token in longest_first)
+        self._written = re.compile(b"|".join(map(re.escape, forms)) or rb"(?!)")
+        # one pattern for each first byte: such a search jumps from one such byte to the next
+        self._quick = [_beginning(first, forms) for first in {form[:1] for form in forms}]
+        self._as_they_are = all(PLAIN.fullmatch(token) for token in longest_first)
+        self._escaped = ESCAPED_PLAIN if self._as_they_are else ESCAPED
 
-    def may_be_in(self, raw: bytes) -> bool:
-        """Return whether the JSON text of a row can spell a control token: a quick look that is never wrongly false."""
-        if self._escapes and b"\\u003c" in raw:
-            return True
-        for pattern in self._raw:
-            if pattern.search(raw) is not None:
-                return True
-        return False
+    def spelled_in(self, raw: bytes) -> list[str]:
+        """Return each control token that the JSON text of a row spells, in order; none where that is broken.
 
-    def count(self, value: Any) -> Counter[str]:
-        """Return how often each control token is spelled in the texts of a row."""
-        return Counter(token for text in _texts(value) for token in self._pattern.findall(text))
+        A row is parsed only where it may spell one and its text may be another than it looks.
+        """
+        if self._escaped.search(raw) is None:
+            if all(pattern.search(raw) is None for pattern in self._quick):
+                return []
+            if self._as_they_are:
+                return [found.decode() for found in self._written.findall(raw)]
+        try:
+            return self.spelled(read_row(raw))
+        except Rejected:
+            return []
+
+    def spelled(self, value: Any) -> list[str]:
+        """Return each control token that the texts and names of a row spell, in order."""
+        return [token for text in _texts(value) for token in self._pattern.findall(text)]
 
     def spans(self, text: str) -> list[Span]:
         """Return where a text spells control tokens."""
@@ -90,7 +102,8 @@ def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for item in value.values():
+        for name, item in value.items():
+            yield name
             yield from _texts(item)
     elif isinstance(value, list):
         for item in value:

@@ -20,8 +20,7 @@ def read_row(raw: bytes) -> dict[str, Any]:
         Rejected: not UTF-8, not JSON, or not an object.
     """
     try:
-        row = json.loads(raw) if LONG_NUMBER in raw.translate(ONE_DIGIT) else orjson.loads(raw)
-        raw.decode("utf-8")
+        row = json.loads(raw.decode()) if LONG_NUMBER in raw.translate(ONE_DIGIT) else orjson.loads(raw)
     except (ValueError, RecursionError) as error:
         raise Rejected("bad_json", f"{error}: {raw[:80]!r}") from error
     if not isinstance(row, dict):
@@ -59,7 +58,8 @@ def text_of(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise Rejected("wrong_type", f"{name} must be text, found {type_name(value)}: {shorten(value)}")
     try:
-        value.encode()
+        if not value.isascii():  # which Python knows without looking
+            value.encode()
     except UnicodeEncodeError as error:
         raise Rejected("bad_text", f"{name} holds half a surrogate pair, which is no character") from error
     return value

@@ -21,7 +21,7 @@ from stages.formats.pieces import Rejected
 from stages.formats.rows import read_row
 from stages.formats.spans import Conversation
 from stages.templates.choice import ChatTemplate, choose_template
-from stages.tokenize.places import Places, places_from_offsets
+from stages.tokenize.places import Places
 from stages.tokens import IGNORED
 
 WHOLE = "row"
@@ -100,7 +100,7 @@ class RowReader:
         encoding = self._tokenizer.encode(conversation.text, add_special_tokens=False)
         if encoding.ids != list(input_ids) or not spans:
             return None
-        return self._cut(messages, spans, places_from_offsets(encoding), input_ids)
+        return self._cut(messages, spans, Places(encoding, len(encoding.ids)), input_ids)
 
     def _cut(
         self, messages: Sequence[Mapping[str, Any]], spans: Mapping[int, Any], places: Places, ids: Sequence[int]

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-from tokenizers import Tokenizer
 
 from configs.schema import Train
 from stages.formats.pieces import EndRule, Piece
 from stages.tokenize.backends import Ids, Positions
+from stages.tokenize.vocabulary import Vocabulary
 
 Mask = npt.NDArray[np.bool_]
 END_WITHIN = 3
@@ -56,9 +54,9 @@ class Located:
 class ByteLevel:
     """The vocabulary of a byte-level tokenizer, and its end tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, eos: int, eot: Sequence[int]) -> None:
-        self._bytes = _bytes_of_tokens(tokenizer)
-        self._ends = {"eot": _is_one_of(eot, len(self._bytes)), "eos": _is_one_of([eos], len(self._bytes))}
+    def __init__(self, vocabulary: Vocabulary, eos: int, eot: Sequence[int]) -> None:
+        self._vocabulary = vocabulary
+        self._ends = {"eot": _is_one_of(eot, len(vocabulary)), "eos": _is_one_of([eos], len(vocabulary))}
 
     def locate(self, texts: Sequence[str], ids: Ids, offsets: Positions) -> tuple[Mask, Located | None]:
         """Return of which texts it is proven that their tokens say them, and if of all, where the tokens are."""
@@ -66,10 +64,8 @@ class ByteLevel:
         characters = _running_sum([len(text) for text in texts])
         behind = _continuations(data) if len(data) > characters[-1] else np.zeros(0, np.int64)
         edges = _bytes_at(behind, characters)
-        _, stops_buffer, said_buffer = self._bytes.take(pa.array(ids)).buffers()
-        stops = np.frombuffer(stops_buffer, np.int64, len(ids) + 1)
+        spoken, stops = self._vocabulary.said(ids)
         said_edges = stops[offsets]
-        spoken = np.frombuffer(said_buffer or b"", np.uint8, stops[-1])
         if np.array_equal(spoken, np.frombuffer(data, np.uint8)) and np.array_equal(said_edges, edges):
             return np.ones(len(texts), np.bool_), Located(ids, offsets, characters, behind, stops[1:])
         places = zip(said_edges[:-1], said_edges[1:], edges[:-1], edges[1:], strict=True)
@@ -77,35 +73,37 @@ class ByteLevel:
 
     def trained(self, pieces: Sequence[Piece], located: Located, ends: EndRule) -> Mask:
         """Return (tokens,) what is trained of all pieces: the tokens of trained turns, and end tokens behind turns."""
-        counts = np.diff(located.offsets)
-        mask = np.repeat(np.fromiter((piece.trained for piece in pieces), np.bool_, len(pieces)), counts)
-        turns = [(number, turn.span.start, turn.span.end, turn.trained) for number, piece in enumerate(pieces)
-                 for turn in piece.turns]  # fmt: skip
+        mask = np.repeat(np.array([piece.trained for piece in pieces], np.bool_), np.diff(located.offsets))
+        turns = [turn for piece in pieces for turn in piece.turns]
         if not turns:
             return mask
-        table = np.array(turns, np.int64)
-        owners, is_trained = table[:, 0], table[:, 3].astype(np.bool_)
+        owners = np.repeat(np.arange(len(pieces)), [len(piece.turns) for piece in pieces])
+        is_trained = np.array([turn.trained for turn in turns], np.bool_)
+        starts, stops = (np.array(edges, np.int64) for edges in zip(*(turn.span for turn in turns), strict=True))
         bases = located.characters[owners]
-        first, behind = located.tokens_of(bases + table[:, 1], bases + table[:, 2])
+        first, behind = located.tokens_of(bases + starts, bases + stops)
         change = np.zeros(len(mask) + 1, np.int32)
         np.add.at(change, first[is_trained], 1)
         np.add.at(change, behind[is_trained], -1)
-        mask |= np.cumsum(change[:-1]) > 0
+        mask |= np.cumsum(change[:-1], dtype=np.int32) > 0
         limits = located.offsets[owners + 1]
         for kind, mode in (("eot", ends.eot), ("eos", ends.eos)):
-            places = _first_end(self._ends[kind][located.ids], behind, limits)
+            places = _first_end(self._ends[kind], located.ids, behind, limits)
             mask[_trained_ends(places, owners, is_trained, mode)] = True
         return mask
 
 
-def _first_end(is_end: Mask, behind: Positions, limits: Positions) -> Positions:
-    """Return (turns,) the first end token close behind each turn and within its text, -1 where there is none."""
+def _first_end(is_end: Mask, ids: Ids, behind: Positions, limits: Positions) -> Positions:
+    """Return (turns,) the first end token close behind each turn and within its text, -1 where there is none.
+
+    `is_end` (vocabulary,) says of which ids it is one.
+    """
     found = np.full(len(behind), -1, np.int64)
     for distance in range(END_WITHIN, -1, -1):
         at = behind + distance
         inside = at < limits
         hit = np.zeros(len(at), np.bool_)
-        hit[inside] = is_end[at[inside]]
+        hit[inside] = is_end[ids[at[inside]]]
         found[hit] = at[hit]
     return found
 
@@ -121,31 +119,6 @@ def _trained_ends(places: Positions, owners: Positions, is_trained: Mask, mode: 
         owner = owners[there]
         chosen = chosen[np.append(owner[1:] != owner[:-1], True)]
     return chosen
-
-
-def _bytes_of_tokens(tokenizer: Tokenizer) -> Any:
-    """Return the bytes of each token id as Arrow binary; an added token says its own text."""
-    to_byte = {ord(character): byte for byte, character in enumerate(_byte_characters())}
-    added = tokenizer.get_added_tokens_decoder()
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    said = [b""] * (max(vocabulary.values(), default=0) + 1)
-    for token, number in vocabulary.items():
-        said[number] = token.encode() if number in added else _said(token, to_byte)
-    return pa.array(said, pa.large_binary())
-
-
-def _said(token: str, to_byte: dict[int, int]) -> bytes:
-    try:
-        return token.translate(to_byte).encode("latin-1")
-    except UnicodeEncodeError:
-        return token.encode()
-
-
-def _byte_characters() -> list[str]:
-    """Return the character that stands for each byte: itself if it is printable, else one from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
 def _is_one_of(numbers: Sequence[int], size: int) -> Mask:

@@ -10,11 +10,10 @@ A token that overlaps a trained character is trained. Where the tokens are is kn
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import compress
+from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +23,11 @@ from tokenizers import Encoding, Tokenizer
 
 from stages.formats.control import ControlTokens
 from stages.formats.pieces import EndRule, Part, Piece, Rejected, RowFormat, Span, Turn
-from stages.tokenize.backends import Backend, FastBackend, HuggingFaceBackend, Ids, Positions, fast_backend
+from stages.tokenize.backends import Backend, HuggingFaceBackend, Ids, Positions, fast_backend
 from stages.tokenize.byte_level import END_WITHIN, ByteLevel, Mask
 from stages.tokenize.guarded import GuardedEncoding, GuardedTokenizer
-from stages.tokenize.places import Places, places_from_offsets
+from stages.tokenize.places import Places
+from stages.tokenize.vocabulary import Vocabulary, says_bytes
 
 NO_TEXT = Rejected("no_text", "the row gives no token")
 FAST_AFTER = 2000
@@ -72,6 +72,14 @@ class Encoded:
         ends = np.cumsum(self.lengths)
         places = [slice(ends[at] - self.lengths[at], ends[at]) for at in np.flatnonzero(self.owners == number)]
         return [Tokenized(self.ids[place], self.trained[place]) for place in places]
+
+    def split(self, rows: int) -> list[list[Tokenized]]:
+        """Return the tokenized rows of each of so many rows."""
+        found: list[list[Tokenized]] = [[] for _ in range(rows)]
+        edges = np.append(0, np.cumsum(self.lengths)).tolist()
+        for owner, (start, stop) in zip(self.owners.tolist(), pairwise(edges), strict=True):
+            found[owner].append(Tokenized(self.ids[start:stop], self.trained[start:stop]))
+        return found
 
 
 def encoded_rows(rows: Sequence[list[Tokenized] | Rejected]) -> Encoded:
@@ -118,9 +126,10 @@ class _Tokens:
 
 @dataclass(frozen=True)
 class _Claim:
-    """Trained ids, and the text that they must say."""
+    """The tokens [first, behind) of a piece, and the text that they must say."""
 
-    ids: list[int]
+    first: int
+    behind: int
     text: str
 
 
@@ -135,9 +144,10 @@ class Encoder:
         self._tokenizer = Tokenizer.from_str(orjson.dumps(_with_whole_offsets(settings)).decode())
         self._reference = HuggingFaceBackend(self._tokenizer)
         self._backend: Backend = self._reference
-        self._texts_left = fast_after if _says_bytes(settings) else -1
-        self._is_byte_level = settings["normalizer"] is None and _says_bytes(settings)
-        self._bytes = ByteLevel(self._tokenizer, eos, eot) if _says_bytes(settings) else None
+        self._texts_left = fast_after if says_bytes(settings) else -1
+        self._is_byte_level = settings["normalizer"] is None and says_bytes(settings)
+        self._vocabulary = Vocabulary(self._tokenizer, settings)
+        self._bytes = ByteLevel(self._vocabulary, eos, eot) if says_bytes(settings) else None
         self._affixes = _affixes(self._tokenizer)
         self._bos, self._eos = bos, eos
         self._end = np.array([eos], np.int32)
@@ -153,6 +163,10 @@ class Encoder:
     def vocabulary(self) -> int:
         """Return the number of tokens, added ones among them."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def ids_of(self, text: str) -> list[int]:
+        """Return the ids of one text by the backend that is in use, without special tokens around it."""
+        return list(self._by_backend([text])[0].tolist())
 
     def encode(self, rows: Sequence[list[Piece]], form: RowFormat) -> Encoded:
         """Return what becomes of rows, each given as its pieces: one tokenized row, several if it is cut, or none.
@@ -195,7 +209,7 @@ class Encoder:
     def _has_bytes(self, piece: Piece) -> bool:
         if piece.plain or (piece.special_tokens and self._affixes is None):
             return False
-        return all(turn.parts is None for turn in piece.turns)
+        return not piece.turns or all([turn.parts is None for turn in piece.turns])
 
     def _ids(self, texts: list[str]) -> tuple[Ids, Positions]:
         """Return the ids of texts by the fastest backend; one text of them is encoded by the reference as well."""
@@ -204,18 +218,21 @@ class Encoder:
             if self._texts_left < 0:
                 added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
                 self._backend = fast_backend(self._settings, self._reference, added) or self._reference
-        if not isinstance(self._backend, FastBackend):
-            return self._reference.encode(texts)
-        try:
-            ids, offsets = self._backend.encode(texts)
-        except ValueError:
-            return self._reference.encode(texts)
+        ids, offsets = self._by_backend(texts)
+        if self._backend is self._reference:
+            return ids, offsets
         number = int(offsets[-1]) % len(texts)  # any one, the same on every machine
         ids_here = ids[offsets[number] : offsets[number + 1]]
         if not np.array_equal(ids_here, self._reference.encode(texts[number : number + 1])[0]):
             self._backend = self._reference
             raise BackendError(f"the fast tokenizer differs from the reference in {texts[number][:200]!r}")
         return ids, offsets
+
+    def _by_backend(self, texts: list[str]) -> tuple[Ids, Positions]:
+        try:
+            return self._backend.encode(texts)
+        except ValueError:  # the fast one has no token for a byte
+            return self._reference.encode(texts)
 
     def _with_affixes(self, pieces: Sequence[Piece], tokens: _Tokens) -> _Tokens:
         """Put the tokenizer's own special tokens around pieces that want them; a piece without text gets none."""
@@ -248,21 +265,20 @@ class Encoder:
         return _Tokens(tokens.ids[kept], tokens.trained[kept], tokens.counts - dropped)
 
     def _by_offsets(self, rows: Sequence[list[Piece]], form: RowFormat) -> list[list[Tokenized] | Rejected]:
-        encodings = self._encodings([piece for row in rows for piece in row])
-        results: list[list[Tokenized] | Rejected] = []
-        claims: list[_Claim] = []
-        claims_of: list[int] = []
-        for number, row in enumerate(rows):
-            parts = [self._piece(piece, next(encodings), form.ends) for piece in row]
-            found = [claim for _, row_claims in parts for claim in row_claims]
-            claims += found
-            claims_of += [number] * len(found)
-            joined = _joined(_Tokens.of([tokens for tokens, _ in parts]), np.zeros(len(parts), np.int64), 1, form.chunk)
-            results.append(joined.of(0) if len(joined.owners) else NO_TEXT)
-        for claim, number, said in zip(claims, claims_of, self._decoded(claims), strict=True):
-            if not self._agree(said, claim.text):
-                results[number] = Rejected("mask_not_proven", _difference(said, claim.text))
-        return results
+        pieces = [piece for row in rows for piece in row]
+        owners = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+        parts: list[Tokenized] = []
+        claims: list[tuple[int, _Claim]] = []
+        for number, (piece, encoding) in enumerate(zip(pieces, self._encodings(pieces), strict=True)):
+            part, found = self._piece(piece, encoding, form.ends)
+            parts.append(part)
+            claims += ((number, claim) for claim in found)
+        tokens = _Tokens.of(parts)
+        refuted = {int(owners[number]): why for number, why in self._refuted(claims, tokens)}
+        guarded = [piece if piece.plain else piece._replace(special_tokens=False) for piece in pieces]
+        whole = self._with_ends(pieces, self._with_affixes(guarded, tokens))
+        made = _joined(whole, owners, len(rows), form.chunk).split(len(rows))
+        return [refuted.get(number) or row or NO_TEXT for number, row in enumerate(made)]
 
     def _encodings(self, pieces: list[Piece]) -> Iterator[Encoding | GuardedEncoding]:
         """Return an iterator over the encodings of the pieces, in order."""
@@ -285,20 +301,18 @@ class Encoder:
         if not piece.text:
             return Tokenized(np.zeros(0, np.int32), np.zeros(0, np.bool_)), []
         listed = encoding.ids
-        ids = np.array(listed, np.int32)
+        ids = np.fromiter(listed, np.int32, len(listed))
         trained = np.full(len(ids), piece.trained)
         claims = []
         if isinstance(encoding, GuardedEncoding) and not encoding.certain:
-            claims.append(_Claim([], piece.text))  # which is never so: the row is rejected
+            claims.append(_Claim(0, 0, piece.text))  # which is never so: the row is rejected
         if piece.turns or piece.trained:
             spans = [turn.span for turn in piece.turns if turn.trained and turn.parts is None]
             spans += [Span(0, len(piece.text))] if piece.trained else []
-            places = places_from_offsets(encoding)
-            claims += [_claim(piece.text, listed, places, encoding, span) for span in spans]
+            places = Places(encoding, len(listed))
+            claims += [_claim(piece.text, places, span) for span in spans]
             self._train_turns(piece.turns, listed, trained, places, ends)
-        tokens = _Tokens.of([Tokenized(ids, trained)])
-        tokens = self._with_ends([piece], self._with_affixes([piece], tokens) if piece.plain else tokens)
-        return Tokenized(tokens.ids, tokens.trained), claims
+        return Tokenized(ids, trained), claims
 
     def _train_turns(
         self, turns: tuple[Turn, ...], ids: list[int], trained: Mask, places: Places, ends: EndRule
@@ -323,10 +337,40 @@ class Encoder:
             if mode == "last" and kind in last:
                 trained[last[kind]] = True
 
-    def _decoded(self, claims: list[_Claim]) -> list[str]:
+    def _refuted(self, claims: Sequence[tuple[int, _Claim]], tokens: _Tokens) -> Iterator[tuple[int, Rejected]]:
+        """Yield the number of the piece, and why, of each claim about a piece that does not hold."""
         if not claims:
-            return []
-        return list(self._tokenizer.decode_batch([claim.ids for claim in claims], skip_special_tokens=False))
+            return
+        begins = np.append(0, np.cumsum(tokens.counts))
+        firsts, behinds = (
+            begins[[number for number, _ in claims]] + places
+            for places in np.array([(claim.first, claim.behind) for _, claim in claims], np.int64).T
+        )
+        spoken, edges = self._vocabulary.said(tokens.ids)
+        said = spoken.tobytes()
+        places = zip(edges[firsts].tolist(), edges[behinds].tolist(), strict=True)
+        doubtful = [
+            at
+            for at, ((start, stop), (_, claim)) in enumerate(zip(places, claims, strict=True))
+            if not self._says(said[start:stop], claim.text)
+        ]
+        ids = [tokens.ids[firsts[at] : behinds[at]].tolist() for at in doubtful]
+        decoded = self._tokenizer.decode_batch(ids, skip_special_tokens=False)
+        for at, text in zip(doubtful, decoded, strict=True):
+            number, claim = claims[at]
+            if not self._agree(text, claim.text):
+                yield number, Rejected("mask_not_proven", _difference(text, claim.text))
+
+    def _says(self, said: bytes, text: str) -> bool:
+        """Return whether the bytes of tokens certainly say a text: a quick look, the decoder has the last word."""
+        if self._is_byte_level:
+            return said == text.encode()
+        shown = said.decode(errors="replace").replace("▁", " ")
+        if shown.strip() == text.strip():
+            return True
+        if self._tokenizer.normalizer is not None:
+            shown, text = shown.casefold(), text.casefold()
+        return _without_spaces(shown) == _without_spaces(text)
 
     def _agree(self, said: str, text: str) -> bool:
         """Return whether decoded text is the text that was encoded.
@@ -343,11 +387,6 @@ class Encoder:
             text = self._tokenizer.normalizer.normalize_str(text)
             said = self._tokenizer.normalizer.normalize_str(said)
         return _without_spaces(said) == _without_spaces(text)
-
-
-def _says_bytes(settings: dict[str, Any]) -> bool:
-    """Return whether the tokens of a tokenizer (its `tokenizer.json`) stand for bytes."""
-    return (settings["decoder"] or {}).get("type") == "ByteLevel"
 
 
 def _affixes(tokenizer: Tokenizer) -> tuple[Ids, Ids] | None:
@@ -384,7 +423,7 @@ def _train_part(part: Part, trained: Mask, places: Places) -> None:
     first, behind = places.tokens_of(part.words)
     if first == behind:
         return
-    begins = np.maximum(places.starts[first:behind], part.words.start)
+    begins = np.maximum(places.starts(first, behind), part.words.start)
     lasts = np.append(begins[1:], part.words.end) - 1  # last character of each token
     start, end = part.span.start, part.span.end - 1
     low = int(np.searchsorted(begins, start, side="left"))
@@ -397,13 +436,13 @@ def _train_part(part: Part, trained: Mask, places: Places) -> None:
         trained[first:behind] |= (begins >= begins[low]) & (lasts <= lasts[high])
 
 
-def _claim(text: str, ids: list[int], places: Places, encoding: Encoding | GuardedEncoding, span: Span) -> _Claim:
-    """Return the ids of a span, and the text that they must say: that of the span, up to the edges of its tokens."""
+def _claim(text: str, places: Places, span: Span) -> _Claim:
+    """Return what the tokens of a span must say: its text, up to the edges of these tokens."""
     first, behind = places.tokens_of(span)
     if first == behind:
-        return _Claim([], text[span.start : span.end])
-    start, stop = encoding.token_to_chars(first) or (0, 0), encoding.token_to_chars(behind - 1) or (0, 0)
-    return _Claim(ids[first:behind], text[min(start[0], span.start) : max(stop[1], span.end)])
+        return _Claim(first, behind, text[span.start : span.end])
+    start, stop = min(places.start(first), span.start), max(places.stop(behind - 1), span.end)
+    return _Claim(first, behind, text[start:stop])
 
 
 def _joined(tokens: _Tokens, owners: Positions, rows: int, chunk: int | None) -> Encoded:
@@ -434,7 +473,7 @@ def _merged(fast: Encoded, exact: dict[int, list[Tokenized] | Rejected], rejecte
 
 
 def _without_spaces(text: str) -> str:
-    return re.sub(r"[\s▁]+", "", text)
+    return "".join(text.replace("▁", " ").split())
 
 
 def _difference(said: str, text: str) -> str:

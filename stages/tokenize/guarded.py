@@ -18,7 +18,7 @@ RESPELLED = "\uf8ff"  # the last private-use character, which the marks of forma
 
 
 class GuardedEncoding:
-    """An `Encoding` with the ids of the real tokenizer; offsets are those of the text as it is.
+    """An `Encoding` with the ids of the real tokenizer; places are those in the text as it is.
 
     Attributes:
         certain: whether its control tokens are the template's and no others.
@@ -26,7 +26,6 @@ class GuardedEncoding:
 
     def __init__(self, encoding: Encoding, ids: list[int], certain: bool) -> None:
         self.ids, self.certain = ids, certain
-        self.offsets: list[tuple[int, int]] = encoding.offsets
         self.token_to_chars: Callable[[int], tuple[int, int] | None] = encoding.token_to_chars
 
 

@@ -8,7 +8,7 @@ with what training puts in front of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from stages.formats.messages import Message, MessageReader
 from stages.formats.pieces import Piece, Rejected, Span, Turn
 from stages.formats.spans import HEADER_KEYS, Conversation
 from stages.templates.choice import ChatTemplate, RenderError
-from stages.tokenize.places import Places, places_from_offsets
+from stages.tokenize.places import Places
 
 END_WITHIN = 3  # tokens between a turn and its end token
 LAST_TURNS = 3
@@ -44,18 +44,19 @@ class ConversationProver:
         dataset: DatasetConfig,
         template: ChatTemplate,
         tokenizer: Tokenizer,
+        ids_of: Callable[[str], list[int]],
         ends: Sequence[int],
         train_on_inputs: bool,
     ) -> None:
         self._reader = MessageReader(dataset, train_on_inputs)
-        self._template, self._tokenizer, self._ends = template, tokenizer, frozenset(ends)
+        self._template, self._tokenizer, self._ids_of, self._ends = template, tokenizer, ids_of, frozenset(ends)
         self._added = frozenset(tokenizer.get_added_tokens_decoder())
 
     def look(self, row: dict[str, Any], piece: Piece, ids: list[int], trained: list[bool]) -> Iterator[Found]:
         """Yield what is found about a row, given its piece of text, its token ids and their trained flags."""
         encoding = self._tokenizer.encode(piece.text, add_special_tokens=False)
         yield Found("ids:same" if encoding.ids == ids else "ids:other", _cut(piece.text))
-        places = places_from_offsets(encoding)
+        places = Places(encoding, len(encoding.ids))
         for turn in piece.turns:
             if turn.trained and turn.parts is None:
                 yield self._end(turn, places, piece.text, ids, trained)
@@ -87,14 +88,9 @@ class ConversationProver:
         messages, tools = self._reader.messages(row), self._reader.tools(row)
         answers = [n for n, message in enumerate(messages) if message.trained and message.seen["role"] == "assistant"]
         conversation = Conversation([message.seen for message in messages], partial(self._template.render, tools=tools))
-        for number in answers[-LAST_TURNS:]:
-            try:
-                span = conversation.turns([number]).get(number)
-            except Rejected:  # a turn of which only parts are trained
-                continue
-            if span is not None:
-                yield self._says_it(messages[number], piece.text[span.start : span.end])
-                yield self._prompt([m.seen for m in messages[:number]], tools, span, piece.text, encoding, places)
+        for number, span in _places_of(conversation, answers[-LAST_TURNS:]).items():
+            yield self._says_it(messages[number], piece.text[span.start : span.end])
+            yield self._prompt([m.seen for m in messages[:number]], tools, span, piece.text, encoding, places)
 
     def _says_it(self, message: Message, turn: str) -> Found:
         """Compare a turn in the text with its message, if all that the message says is its content."""
@@ -114,20 +110,14 @@ class ConversationProver:
     ) -> Found:
         try:
             prompt = self._template.render(before, tools, add_generation_prompt=True)
+            seen = text[: span.start]
+            if prompt == seen:
+                return self._same_prompt(self._ids_of(prompt), encoding.ids[: places.tokens_of(span)[0]])
             plain = self._template.render(before, tools)
         except RenderError as error:
             return Found("prompt:refused", str(error))
-        seen = text[: span.start]
-        if prompt == plain and prompt != seen:
+        if prompt == plain:
             return Found("prompt:none", f"training puts {_cut(seen[len(plain) :])} in front of an answer")
-        if prompt == seen:
-            first, _ = places.tokens_of(span)
-            asked, seen_ids = self._tokenizer.encode(prompt, add_special_tokens=False).ids, encoding.ids[:first]
-            if asked == seen_ids:
-                return Found("prompt:same")
-            at = next((n for n, pair in enumerate(zip(asked, seen_ids, strict=False)) if pair[0] != pair[1]), first)
-            as_asked, as_seen = ([self._decoded([token]) for token in ids[at:]] for ids in (asked, seen_ids))
-            return Found("prompt:merged", f"{as_asked} when it asks, {as_seen} in training")
         if seen.startswith(prompt):
             return Found("prompt:shorter", f"training has {_cut(seen[len(prompt) :])} between it and the answer")
         if prompt.startswith(seen):
@@ -135,6 +125,23 @@ class ConversationProver:
             return Found("prompt:longer", f"it goes on with {_cut(prompt[span.start :])}, trained is {begins}")
         at = next(n for n, (one, other) in enumerate(zip(prompt, text, strict=False)) if one != other)
         return Found("prompt:other", f"it says {_cut(prompt[at:])} where training says {_cut(text[at:])}")
+
+    def _same_prompt(self, asked: list[int], seen: list[int]) -> Found:
+        """Compare the tokens of one text: when the model is asked, and as the beginning of a row."""
+        if asked == seen:
+            return Found("prompt:same")
+        at = next((n for n, pair in enumerate(zip(asked, seen, strict=False)) if pair[0] != pair[1]), len(seen))
+        as_asked, as_seen = ([self._decoded([token]) for token in ids[at:]] for ids in (asked, seen))
+        return Found("prompt:merged", f"{as_asked} when it asks, {as_seen} in training")
+
+
+def _places_of(conversation: Conversation, numbers: Sequence[int]) -> dict[int, Span]:
+    """Return the spans of those of these turns whose places are proven."""
+    try:
+        return conversation.turns(numbers)
+    except Rejected:  # one of them is refused: each by itself
+        parts = [_places_of(conversation, [number]) for number in numbers] if len(numbers) > 1 else []
+        return {number: span for part in parts for number, span in part.items()}
 
 
 def _bare(text: str) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,12 @@ from stages.tokenize.encoder import BackendError, Encoded, Encoder, Tokenized, e
 from stages.tokenize.proofs import ConversationProver
 from stages.tokens import TOKEN_SCHEMA, write_arrow
 
-BATCH_ROWS = 512
+BATCH_ROWS = 2048
 BATCH_CHARACTERS = 1 << 21
 DETAIL_CHARACTERS = 300
 SAMPLE_ROWS = 32
-"""Rows of a shard that are looked at again."""
+SAMPLE_CHARACTERS = 1 << 15
+"""Rows of a shard that are looked at again, at most: until there are so many, or they have that many characters."""
 COLLECT = (100_000, 20, 100)
 """Thresholds of garbage collection, which else takes up to 15 % of the time."""
 
@@ -141,7 +143,8 @@ class ShardTokenizer:
 
     def _prover(self, setup: Setup, number: int, template: ChatTemplate) -> ConversationProver:
         dataset, ends = setup.run.sources[number], [setup.eos, *setup.eot]
-        return ConversationProver(dataset, template, self._encoder.tokenizer, ends, setup.run.train_on_inputs)
+        encoder = self._encoder
+        return ConversationProver(dataset, template, encoder.tokenizer, encoder.ids_of, ends, setup.run.train_on_inputs)
 
     def tokenize(self, job: Job, report: Report) -> Outcome:
         """Write the target of a job. Memory is that of the target and of one batch of rows."""
@@ -199,15 +202,15 @@ class ShardTokenizer:
         prover, form = self._provers[dataset], self._formats[dataset]
         if prover is None or isinstance(form, TokenFormat):
             return
-        good, looked = np.unique(encoded.owners), 0
+        good, looked, characters = np.unique(encoded.owners), 0, 0
         for number in good[:: max(1, len(good) // (4 * SAMPLE_ROWS))].tolist():  # more than wanted: some do not serve
+            if looked == SAMPLE_ROWS or characters >= SAMPLE_CHARACTERS:
+                break
             row, tokens = read_row(raw[number]), encoded.rows_of(number)
-            pieces = form.pieces(row) if len(tokens) == 1 and not self._encoder.control.count(row) else []
+            pieces = form.pieces(row) if len(tokens) == 1 and not self._encoder.control.spelled(row) else []
             if len(pieces) != 1:
                 continue
-            looked += 1
-            if looked > SAMPLE_ROWS:
-                break
+            looked, characters = looked + 1, characters + len(pieces[0].text)
             for found in prover.look(row, pieces[0], tokens[0].ids.tolist(), tokens[0].trained.tolist()):
                 outcome.found[found.what] = outcome.found.get(found.what, 0) + 1
                 outcome.examples.setdefault(found.what, found.example)
@@ -233,30 +236,25 @@ class ShardTokenizer:
             return self._usual(raw, dataset, form)
         usual = iter(self._usual([row for number, row in enumerate(raw) if number not in spelling], dataset, form))
         return [
-            self._spelled(spelling[number], form) if number in spelling else next(usual) for number in range(len(raw))
+            self._spelled(row, spelling[number], form) if number in spelling else next(usual)
+            for number, row in enumerate(raw)
         ]
 
-    def _spelling(self, raw: list[bytes], outcome: Outcome) -> dict[int, dict[str, Any]]:
-        """Return the rows whose texts spell control tokens, and count these."""
-        found: dict[int, dict[str, Any]] = {}
-        for number, text in enumerate(raw):
-            if not self._encoder.control.may_be_in(text):
-                continue
-            with suppress(Rejected):
-                row = read_row(text)
-                if counts := self._encoder.control.count(row):
-                    found[number] = row
-                    for token, count in counts.items():
-                        outcome.control_tokens[token] = outcome.control_tokens.get(token, 0) + count
+    def _spelling(self, raw: list[bytes], outcome: Outcome) -> dict[int, list[str]]:
+        """Return the control tokens that rows spell, and count these; rows that spell none are not among them."""
+        found = {
+            number: spelled for number, row in enumerate(raw) if (spelled := self._encoder.control.spelled_in(row))
+        }
+        for token, count in Counter(chain.from_iterable(found.values())).items():
+            outcome.control_tokens[token] = outcome.control_tokens.get(token, 0) + count
         outcome.control_rows += len(found)
         return found
 
-    def _spelled(self, row: dict[str, Any], form: RowFormat) -> list[Piece] | Rejected:
+    def _spelled(self, raw: bytes, spelled: list[str], form: RowFormat) -> list[Piece] | Rejected:
         if self._control_tokens == "reject":
-            token = next(iter(self._encoder.control.count(row)))
-            return Rejected("control_token", f"its text spells the control token {token}")
+            return Rejected("control_token", f"its text spells the control token {spelled[0]}")
         try:
-            return self._encoder.control.pieces_with_plain_text(row, form)
+            return self._encoder.control.pieces_with_plain_text(read_row(raw), form)
         except Rejected as rejected:
             return rejected
 
