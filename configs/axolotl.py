@@ -34,7 +34,6 @@ WITHOUT_EFFECT: dict[str, str] = spread(
         ),
         "every packed sequence is one row of a batch, isolated by its positions": "multipack_real_batches",
         "computed exactly from the packed data": "total_num_tokens total_supervised_tokens sample_packing_eff_est",
-        "packing leaves no padding that grouping could save": "group_by_length",
         "rows of padding fill the last batch and add nothing to the loss": "dataloader_drop_last",
         "batches hold only what the model reads": "remove_unused_columns",
         "set by this project for memory-mapped data": "dataloader_prefetch_factor dataloader_pin_memory",
@@ -53,15 +52,15 @@ WITHOUT_EFFECT: dict[str, str] = spread(
         ),
         # speed and devices: another way to the same result
         "the same result without this kernel": (
-            "lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel use_kernels fused_attn_kernel "
-            "flash_attn_cross_entropy flash_attn_fuse_mlp flash_optimum flex_attn_compile_kwargs sdpa_varlen "
+            "lora_embedding_kernel fused_attn_kernel "
+            "flash_optimum flex_attn_compile_kwargs sdpa_varlen "
             "gemma4_hybrid_attn_impl large_head_attention flash_attn_d512 tiled_mlp tiled_mlp_num_shards "
-            "tiled_mlp_use_original_mlp experts_implementation use_scattermoe use_sonicmoe use_dsv4_kernels "
+            "tiled_mlp_use_original_mlp use_scattermoe use_sonicmoe use_dsv4_kernels "
             "use_glm_dsa_kernels dsv4_fp4_grouped_mode"
         ),
+        "no code of the Hub is loaded when a training starts; liger_* have kernels that are installed": "use_kernels",
         "the model's plain operators are used; the loss never holds the logits of all positions": (
-            "liger_rms_norm_gated liger_cross_entropy liger_fused_linear_cross_entropy cut_cross_entropy "
-            "chunked_cross_entropy chunked_cross_entropy_num_chunks"
+            "liger_rms_norm_gated chunked_cross_entropy_num_chunks"
         ),
         "the loss is always the mean over all trained tokens": "liger_use_token_scaling",
         "weights stay on the device; fsdp_config.offload_params takes them off it": "layer_offloading",
@@ -69,7 +68,6 @@ WITHOUT_EFFECT: dict[str, str] = spread(
             "device device_map world_size local_rank ddp ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers "
             "accelerator_config use_ray ray_run_name ray_num_workers resources_per_worker"
         ),
-        "FSDP shards over all processes": "dp_shard_size",
         "memory is the allocator's business": "torch_empty_cache_steps gc_collect_steps gc_steps",
         "norms are computed in float32 under mixed precision": "fp32_norms fp32_norm_classes embeddings_skip_upcast",
         "an axolotl setting of torchdistx, which is no longer made": "torchdistx_path",
@@ -105,9 +103,7 @@ WITHOUT_EFFECT: dict[str, str] = spread(
         "part of use_pose": "pose_split_on_token_ids pose_max_context_len pose_num_chunks",
         "part of use_eaft": "eaft_alpha eaft_k",
         "part of scaling_softmax": "scaling_softmax_factor scaling_softmax_bias",
-        "the same result without compiling the model": (
-            "torch_compile torch_compile_backend torch_compile_mode torch_compile_options deepcompile"
-        ),
+        "torch.compile is set by its backend and mode": "torch_compile_options deepcompile",
         "part of context_parallel_size": "heads_k_stride ring_attn_func",
         "part of fp8": "fp8_enable_fsdp_float8_all_gather",
         "part of model_quantization_config": "model_quantization_config_kwargs",
@@ -133,7 +129,7 @@ REFUSED: dict[str, str] = spread(
             "context_parallel_size"
         ),
         "remove it; fsdp_config shards the weights, experts too, over all processes": (
-            "tensor_parallel_size dp_replicate_size expert_parallel_size"
+            "tensor_parallel_size expert_parallel_size"
         ),
         "use sample_packing: true": "pretraining_sample_concatenation batch_flattening",
         "use datasets with type chat_template or completion; rows are always prepared": "skip_prepare_dataset",
@@ -146,8 +142,7 @@ REFUSED: dict[str, str] = spread(
             "tokenizer_use_mistral_common"
         ),
         "write it into config.json of a copy of the base model": (
-            "rope_scaling model_config overrides_of_model_config model_kwargs overrides_of_model_kwargs "
-            "base_model_config cls_model_config"
+            "model_kwargs overrides_of_model_kwargs base_model_config cls_model_config"
         ),
         "remove it; the vocabulary grows by itself where the tokenizer has more tokens": (
             "shrink_embeddings fix_untrained_tokens"
@@ -163,7 +158,7 @@ REFUSED: dict[str, str] = spread(
         "use gradient_checkpointing: true": "selective_checkpointing dynamic_checkpoint",
         "remove it; `sft plan` says what fits": "max_memory gpu_memory_limit",
         "use attn_implementation: sdpa": "s2_attention scaling_softmax",
-        "remove it; the same result without it": "flash_attn_rms_norm",
+        "use overrides_of_model_config: {rope_scaling: ...}": "rope_scaling",
         "remove it; plain cross-entropy is the loss": "use_eaft use_pose",
         "remove it; models are trained to predict the next token": "diffusion",
         "name a dense model as base_model, and compress the published one": "llmcompressor",
@@ -190,7 +185,14 @@ ALIASES: dict[str, tuple[str, str | None]] = {
     "sequence_parallel_degree": ("context_parallel_size", None),
     "revision_of_model": ("model_revision", None),
     "type_of_model": ("model_type", None),
+    "model_config": ("overrides_of_model_config", None),
     "liger_swiglu": ("liger_glu_activation", None),
+    "flash_attn_fuse_mlp": ("liger_glu_activation", None),
+    "flash_attn_rms_norm": ("liger_rms_norm", None),
+    "liger_cross_entropy": ("chunked_cross_entropy", None),
+    "liger_fused_linear_cross_entropy": ("chunked_cross_entropy", None),
+    "flash_attn_cross_entropy": ("chunked_cross_entropy", None),
+    "cut_cross_entropy": ("chunked_cross_entropy", None),
     "eval_table_size": ("generate_samples", "true"),
     "dataset_prepared_path": ("artifact_store", None),
     "eval_max_new_tokens": ("generation_max_new_tokens", None),
@@ -203,7 +205,6 @@ NEUTRAL: dict[str, object] = {
     # values that ask for nothing
     "context_parallel_size": 1,
     "tensor_parallel_size": 1,
-    "dp_replicate_size": 1,
     "expert_parallel_size": 1,
     "gpu_memory_limit": 0,
 }
@@ -235,5 +236,5 @@ PLUGINS: dict[str, str] = {
     "axolotl.integrations.liger.LigerPlugin": "",
     "axolotl.integrations.kernels.KernelsPlugin": "",
     "axolotl.integrations.swanlab.SwanLabPlugin": "",
-    "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin": "cut_cross_entropy",
+    "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin": "chunked_cross_entropy",
 }

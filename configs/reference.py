@@ -22,6 +22,8 @@ UNITS: dict[str, str] = {
     "batch_size": "sequences",
     "dataset_num_proc": "processes",
     "dataloader_num_workers": "processes",
+    "dp_replicate_size": "copies",
+    "dp_shard_size": "processes",
     "eval_batch_size": "sequences",
     "eval_sequence_len": "tokens",
     "eval_steps": "steps, or a share below 1",

@@ -112,6 +112,12 @@ def _sharded_once(run: RunConfig) -> None:
         raise ValueError("fsdp_config and deepspeed exclude each other; remove deepspeed")
 
 
+def _copies_are_in_shards(run: RunConfig) -> None:
+    for key in ("dp_shard_size", "dp_replicate_size"):
+        if (getattr(run, key) or 1) > 1 and run.fsdp_config is None:
+            raise ValueError(f"{key} counts processes of FSDP2; set fsdp_config: {{}}, or remove {key}")
+
+
 def _precision_elsewhere(run: RunConfig) -> None:
     if run.launcher.is_elsewhere and run.bf16 == "auto" and not run.fp16:
         raise ValueError(
@@ -160,6 +166,7 @@ RULES: tuple[Callable[[RunConfig], None], ...] = (
     _schedule_has_its_keys,
     _offloading_needs_recomputation,
     _sharded_once,
+    _copies_are_in_shards,
     _precision_elsewhere,
     _precision_once,
     _evaluation_has_rows,

@@ -40,6 +40,9 @@ class RunConfig(Section):
         False, description="Load weights from pickles (*.bin, *.pt), which can run code, where there is no safetensors."
     )
     model_revision: str | None = Field(None, description="Branch, tag or commit of the base model on the Hub.")
+    overrides_of_model_config: dict[str, Any] = Field(
+        {}, description="Other values for keys of the base model's config.json (axolotl's model_config)."
+    )
     model_type: str | None = Field(
         None, description="Class that loads it: AutoModelForCausalLM, or the one its config.json names; else an error."
     )
@@ -108,6 +111,9 @@ class RunConfig(Section):
     sample_packing: bool = Field(False, description="Put several rows into one sequence, isolated from each other.")
     eval_sample_packing: bool | None = Field(None, description="The same for evaluation; default: as sample_packing.")
     pad_to_sequence_len: bool = Field(False, description="Pad every batch to sequence_len instead of its longest row.")
+    group_by_length: bool = Field(
+        False, description="Without packing: a step is made of rows that cost the same. Packs always are ordered so."
+    )
     dataset_num_proc: int | None = Field(None, ge=1, description="Processes that tokenize; default: all cores.")
 
     # Adapter
@@ -184,6 +190,12 @@ class RunConfig(Section):
         None, description="Shard over the processes with DeepSpeed: its configuration, or the path of its JSON file."
     )
 
+    dp_shard_size: int | None = Field(
+        None, ge=1, description="FSDP2: processes that share a copy of the model; default: all, or those of a copy."
+    )
+    dp_replicate_size: int | None = Field(
+        None, ge=1, description="FSDP2: copies of the model, each in shards, say one a node (HSDP); default: one."
+    )
     ddp_find_unused_parameters: bool = Field(
         False, description="Processes look in each step for weights that took no part, such as experts; slower."
     )
@@ -207,6 +219,24 @@ class RunConfig(Section):
     liger_rms_norm: bool = Field(False, description="Liger's kernel for RMSNorm, on GPUs.")
     liger_layer_norm: bool = Field(False, description="Liger's kernel for LayerNorm, on GPUs.")
     liger_glu_activation: bool = Field(False, description="Liger's kernel for SwiGLU or GeGLU, on GPUs.")
+    chunked_cross_entropy: bool = Field(
+        False,
+        description="Insist on the loss that never holds all logits: a model that computes another one is an error. "
+        "Without it such a model computes its own.",
+    )
+    experts_implementation: Literal["eager", "batched_mm", "grouped_mm"] | None = Field(
+        None, description="How the products of experts are computed; default: what transformers chooses."
+    )
+    torch_compile: bool | Literal["auto"] = Field(False, description="Compile the model; auto: on GPUs.")
+    torch_compile_backend: str | None = Field(None, description="Backend of torch.compile; default: inductor.")
+    torch_compile_mode: Literal["default", "reduce-overhead", "max-autotune"] | None = Field(
+        None, description="How long torch.compile looks for fast kernels."
+    )
+    lora_mlp_kernel: bool = Field(
+        False, description="Adapted gated feed-forward parts keep half as much for the backward pass: one operator."
+    )
+    lora_qkv_kernel: bool = Field(False, description="The same for adapted layers of queries, keys and values.")
+    lora_o_kernel: bool = Field(False, description="The same for the adapted output layer of attention.")
     dataloader_num_workers: int = Field(0, ge=0, description="Processes that assemble batches.")
 
     # Samples
@@ -356,6 +386,10 @@ class RunConfig(Section):
         stage = self.deepspeed.get("zero_optimization", {}).get("stage", 0)
         names: dict[Any, Literal["zero1", "zero2", "zero3"]] = {1: "zero1", 2: "zero2", 3: "zero3"}
         return names.get(stage, "zero0")
+
+    def sharing(self, processes: int) -> int:
+        """Return how many of so many processes share one copy of a model in shards."""
+        return self.dp_shard_size or max(1, processes // (self.dp_replicate_size or 1))
 
     @property
     def offloads_activations(self) -> bool:

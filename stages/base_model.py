@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +25,7 @@ from configs.secrets import redacted
 from stages.artifacts import FileDigests, digest_of, sha256_file
 from stages.errors import ConfigError, Problem, TransientError
 from stages.model_conversion import Conversion
+from stages.model_overrides import overridden
 from stages.remote import RemoteFolder, RemoteObject, is_remote, open_folder
 from stages.remote.download import cache_folder, fetch_to
 from stages.remote.explain import PlaceProblemError, explained
@@ -60,12 +61,14 @@ class ModelSource:
         commit: the commit on the Hub that `revision` resolved to; None for a folder.
         place: the folder behind a URL; None for one of this machine and the Hub.
         conversion: what makes safetensors of its files; None if they are.
+        overrides: other values for its `config.json`.
     """
 
     name: str
     commit: str | None
     place: RemoteFolder | None = None
     conversion: Conversion | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def short_name(self) -> str:
@@ -83,17 +86,21 @@ class ModelSource:
             ConfigError: the files may not be read, or cannot be converted.
             TransientError: the Hub, or a store, cannot be reached now.
         """
-        if self.conversion is None:
-            return self._plain_folder(patterns)
-        wanted = self.conversion.files()
-        content = [self._plain_content(wanted), self.conversion.inputs()]
-        return self.conversion.converted(digest_of(content), lambda: self._plain_folder(wanted))
+        folder = self._plain_folder(patterns) if self.conversion is None else self._converted(self.conversion)
+        return overridden(folder, self.overrides) if self.overrides else folder
 
     def content(self, patterns: tuple[str, ...], digests: FileDigests) -> dict[str, Any]:
         """Return what identifies the files that match: the commit, or the pin or digest of each file of a folder."""
+        changed = {"config": dict(self.overrides)} if self.overrides else {}
         if self.conversion is None:
-            return self._plain_content(patterns, digests)
-        return {**self._plain_content(self.conversion.files(), digests), "conversion": self.conversion.inputs()}
+            return {**self._plain_content(patterns, digests), **changed}
+        plain = self._plain_content(self.conversion.files(), digests)
+        return {**plain, "conversion": self.conversion.inputs(), **changed}
+
+    def _converted(self, conversion: Conversion) -> Path:
+        wanted = conversion.files()
+        content = [self._plain_content(wanted), conversion.inputs()]
+        return conversion.converted(digest_of(content), lambda: self._plain_folder(wanted))
 
     def _plain_folder(self, patterns: tuple[str, ...]) -> Path:
         if self.place is not None:
@@ -138,7 +145,12 @@ class ModelSource:
 
 
 def find_model(run: RunConfig) -> ModelSource:
-    """Return the base model.
+    """Return the base model, with the values that the run has for its configuration. Raises as `find_weights`."""
+    return replace(find_weights(run), overrides=run.overrides_of_model_config)
+
+
+def find_weights(run: RunConfig) -> ModelSource:
+    """Return the base model as it is.
 
     Raises:
         ConfigError: there is no such folder and no such model on the Hub, or its weights are pickles.
@@ -165,20 +177,20 @@ def trained_model(run: RunConfig, content: dict[str, Any]) -> ModelSource:
     """Return the base model whose content this is: its commit, though the branch may have moved since."""
     if "commit" not in content:
         return find_model(run)
-    source = ModelSource(content["hub"], content["commit"])
+    source = ModelSource(content["hub"], content["commit"], overrides=content.get("config", {}))
     kept = content.get("conversion")
     return source if kept is None else replace(source, conversion=Conversion.of(kept, run.trust_remote_code))
 
 
 def find_tokenizer(run: RunConfig) -> ModelSource:
-    """Return the tokenizer: `tokenizer_config`, else the base model's. Raises as `find_model`."""
+    """Return the tokenizer: `tokenizer_config`, else the base model's. Raises as `find_weights`."""
     if run.tokenizer_config is None:
-        return find_model(run)
+        return find_weights(run)
     return _find(run.tokenizer_config, None, "tokenizer_config", run)[0]
 
 
 def find_adapter(run: RunConfig) -> ModelSource | None:
-    """Return the adapter whose training goes on, if there is one. Raises as `find_model`."""
+    """Return the adapter whose training goes on, if there is one. Raises as `find_weights`."""
     return None if run.lora_model_dir is None else _find(run.lora_model_dir, None, "lora_model_dir", run)[0]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,17 @@ from hypothesis import strategies as st
 
 from stages.pack import pack_best_fit
 from stages.tokens import Packs
-from stages.train.balance import EMPTY, Costs, Order, epoch_order, rank_passes, sequence_costs, waiting
+from stages.train.balance import (
+    EMPTY,
+    Costs,
+    Order,
+    epoch_order,
+    rank_passes,
+    sequence_costs,
+    training_costs,
+    waiting,
+)
+from tests.train_data import Bench
 
 PAIR_COST = 1 / 49_152  # of a model as wide as Llama 3 8B would be without its grouped heads
 
@@ -99,3 +111,11 @@ def test_dear_and_cheap_steps_are_mixed_over_the_epoch() -> None:
     costs = sequence_costs(packs_of([[n] for n in range(1, 801)]), PAIR_COST)
     means = costs[epoch_order(1, 0, costs, 8)].mean(axis=1)
     assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.3
+
+
+def test_rows_are_grouped_by_what_they_cost_where_that_is_asked_for(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, [9, 30, 9, 30, 9, 30], [[row] for row in range(6)], held_out=0)
+    costs = training_costs(bench.run(group_by_length=True), bench.train_packs, bench.model)
+    steps = epoch_order(1, 0, costs, 3)
+    assert sorted(sorted(step) for step in steps.tolist()) == [[0, 2, 4], [1, 3, 5]]
+    assert np.ptp(training_costs(bench.run(), bench.train_packs, bench.model)) == 0

@@ -108,3 +108,16 @@ def assert_plain(bench: Bench, folder: Path, expected: float) -> None:
         total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(labels[1:]), reduction="sum"))
         tokens += sum(label != -100 for label in labels)
     assert total / tokens == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_copies_in_shards_train_the_same_model_as_one_process(bench: Bench, tmp_path: Path) -> None:
+    """Two copies, each in two shards, stopped after the first step and continued."""
+    run_jobs(bench, tmp_path / "1", {"full": {}, "lora": LORA}, 1)
+    jobs = {"full": {**SHARDED, "dp_replicate_size": 2}, "lora": {**LORA, **FSDP, "dp_shard_size": 2}}
+    run_jobs(bench, tmp_path / "4", jobs, 4, stop_jobs)
+    run_jobs(bench, tmp_path / "4", jobs, 4)
+    for name, file in (("full", "model.safetensors"), ("lora", "adapter_model.safetensors")):
+        one, four = tmp_path / "1" / name, tmp_path / "4" / name
+        assert losses(four) == pytest.approx(losses(one), rel=1e-5), name
+        assert_close(four / "final/model", one / "final/model", file)

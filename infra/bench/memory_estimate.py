@@ -37,6 +37,7 @@ PORT = 29_600
 SAMPLED_EVERY = 0.004
 VOCABULARY = 16_384
 LORA = {"adapter": "lora", "lora_r": 16, "lora_alpha": 32, "lora_target_linear": True}
+KERNELS = {"lora_mlp_kernel": True, "lora_qkv_kernel": True, "lora_o_kernel": True}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     # name -> (family, keys)
     "full": ("llama", {}),
@@ -51,6 +52,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama",
         {**LORA, "lora_target_linear": False, "lora_target_modules": ["q_proj", "v_proj"]},
     ),
+    "lora, kernels": ("llama", {**LORA, **KERNELS}),
+    "lora, kernels, recomputed": ("llama", {**LORA, **KERNELS, "gradient_checkpointing": True}),
     "qlora": ("llama", {**LORA, "adapter": "qlora", "load_in_4bit": True}),
     "full, DDP": ("llama", {"launcher": {"processes": 2, "threads": 1}}),
     "full, FSDP2": ("llama", {"launcher": {"processes": 2, "threads": 1}, "fsdp_config": {}}),

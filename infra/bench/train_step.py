@@ -4,6 +4,7 @@ python infra/bench/train_step.py [--vocabulary 49152] [--layers 6] [--size 576] 
 
     ours             packed rows, attention by sample, loss by chunks of trained positions
     packed_plain     the same rows, the model's own attention (SDPA with a block mask) and loss
+    kernels          with --lora: ours, and the adapted layers as one operator each (lora_mlp_kernel and the like)
     padded_plain     one sample a row, padded to the longest: what a trainer without packing does (TRL's default)
 
 Every case does forward, backward and an AdamW step, each in a process of its own, one thread. Prints one JSON document;
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-CASES = ("padded_plain", "packed_plain", "ours")
+CASES = ("padded_plain", "packed_plain", "ours", "kernels")
 LENGTHS = (0.35, 0.3, 0.2, 0.15)  # of a row's samples: SFT rows are short and uneven
 TRAINED = 0.45
 
@@ -41,8 +42,9 @@ def main() -> None:
         print(json.dumps(measure(options)))
         return
     command = [sys.executable, __file__, *sys.argv[1:], "--case"]
-    found = {case: json.loads(subprocess.check_output([*command, case], cwd=ROOT)) for case in CASES}
-    for case in CASES:
+    cases = CASES if options.lora else CASES[:-1]
+    found = {case: json.loads(subprocess.check_output([*command, case], cwd=ROOT)) for case in cases}
+    for case in cases:
         speed = found["ours"]["tokens_per_second"] / found[case]["tokens_per_second"]
         found[case]["ours_is_faster_by"] = round(speed, 2)
     print(json.dumps({"options": vars(options), **found}, indent=2))
@@ -101,6 +103,7 @@ def _model(options: argparse.Namespace, batch: dict[str, Any]) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from stages.train.lora_kernels import use_lora_kernels
     from stages.train.loss import loss_by_chunks
     from stages.train.segments import attend_by_sample
 
@@ -118,7 +121,9 @@ def _model(options: argparse.Namespace, batch: dict[str, Any]) -> Any:
     model: Any = LlamaForCausalLM(config)
     if options.lora:
         model = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear"))
-    if options.case == "ours":
+    if options.case == "kernels":
+        use_lora_kernels(model, ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"))
+    if options.case in ("ours", "kernels"):
         attend_by_sample(model)
         assert loss_by_chunks(model, batch)
     return model.train()

@@ -113,6 +113,7 @@ def _has_all_pairs(run: RunConfig, shape: ModelShape) -> bool:
 def _feed_forward(run: RunConfig, shape: ModelShape, step: Pass) -> float:
     """Return bytes per token inside the feed-forward part; the product is an adapter's input, and counted there."""
     gated = 3 if shape.build.gated else 1
+    gated -= 1 if shape.build.down in kernel_layers(run, shape) else 0  # the activation is computed again
     product = 1 if run.adapter is None else 0
     return _expert_bytes(run, shape, step) * (gated + product) * shape.intermediate
 
@@ -130,18 +131,36 @@ def _expert_bytes(run: RunConfig, shape: ModelShape, step: Pass) -> int:
 
 def _adapters(run: RunConfig, shape: ModelShape, step: Pass) -> float:
     """Return bytes per token of what the adapters keep: their inputs, and what comes out of the first matrix."""
-    adapted, autocast = shape.adapted(run), uses_autocast(run, step)
+    adapted, one_operator = shape.adapted(run), kernel_layers(run, shape)
+    single = [linear for linear in adapted if linear.name not in one_operator]
+    autocast, mask = uses_autocast(run, step), 0
+    if run.lora_dropout:
+        mask = FLOAT if step.device == "cpu" else 1
     if autocast or run.lora_dropout:  # each has its own copy, and the mask of its dropout
-        mask = (FLOAT if step.device == "cpu" else 1) if run.lora_dropout else 0
         each = (step.bytes if autocast else FLOAT) + mask
-        inputs = each * sum(_per_block(linear, shape) * linear.inputs for linear in adapted)
-    else:  # layers with the same input share it; attention keeps the one of its output layer itself on a GPU
-        shared = [linear for linear in adapted if step.device == "cpu" or linear.name != shape.build.out]
-        inputs = step.bytes * sum(
-            max((_per_block(linear, shape) * linear.inputs for linear in group), default=0.0)
-            for group in _by_input(tuple(shared), shape)
-        )
-    return inputs + step.bytes * run.lora_r * sum(_per_block(linear, shape) for linear in adapted)
+        inputs = each * sum(_per_block(linear, shape) * linear.inputs for linear in single)
+        sharing = [linear for linear in adapted if linear.name in one_operator]
+    else:
+        inputs, sharing = 0.0, list(adapted)
+    # layers with the same input share it; attention keeps the one of its output layer itself on a GPU
+    made_again = {shape.build.down} if shape.build.down in one_operator else set()
+    made_again |= set() if step.device == "cpu" else {shape.build.out}
+    inputs += step.bytes * sum(
+        max((_per_block(linear, shape) * linear.inputs for linear in group), default=0.0)
+        for group in _by_input(tuple(linear for linear in sharing if linear.name not in made_again), shape)
+    )
+    return inputs + step.bytes * run.lora_r * sum(_per_block(linear, shape) for linear in single)
+
+
+def kernel_layers(run: RunConfig, shape: ModelShape) -> set[str]:
+    """Return the names of the adapted layers that `stages.train.lora_kernels` computes in one operator."""
+    if run.adapter is None or run.lora_dropout or run.peft_use_dora:
+        return set()
+    build, names = shape.build, {linear.name for linear in shape.adapted(run) if not linear.expert}
+    found = names.intersection(build.qkv) if run.lora_qkv_kernel else set()
+    found |= names & {build.out} if run.lora_o_kernel else set()
+    feed_forward = {*build.gate, build.down}
+    return found | feed_forward if run.lora_mlp_kernel and len(feed_forward) == 3 and feed_forward <= names else found
 
 
 def _by_input(adapted: tuple[Linear, ...], shape: ModelShape) -> list[list[Linear]]:

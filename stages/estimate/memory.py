@@ -81,7 +81,8 @@ class Shards:
             "zero3": (True, True, True),
             "fsdp2": (True, True, True),
         }
-        return cls(*(processes if cut else 1 for cut in cuts[run.sharding]))
+        parts = run.sharing(processes) if run.sharding == "fsdp2" else processes
+        return cls(*(parts if cut else 1 for cut in cuts[run.sharding]))
 
 
 def estimate(run: RunConfig, shape: ModelShape, step: Pass, processes: int) -> Memory:

@@ -9,7 +9,7 @@ from configs.schema import RunConfig
 from stages.errors import ConfigError
 from stages.preflight.finding import Finding
 from stages.preflight.scene import Scene, error, note, refused
-from stages.train.machine import AMPERE, precision, world_size
+from stages.train.machine import AMPERE, copies, precision, world_size
 from stages.train.rules import MISSING_LOGIN, MISSING_PACKAGE, problems_by_check
 
 ISOLATING = (
@@ -77,12 +77,14 @@ def _bf16(scene: Scene) -> Iterator[Finding]:
 
 
 def _limits(scene: Scene) -> Iterator[Finding]:
-    """float16 without a GPU; more processes than GPUs."""
-    for check, ask in (("fp16-on-cpu", precision), ("too-few-gpus", world_size)):
+    """float16 without a GPU; more processes than GPUs; shards that they cannot share."""
+    asked = {"fp16-on-cpu": precision, "too-few-gpus": world_size, "copies-and-processes": copies}
+    for check, ask in asked.items():
         try:
             ask(scene.run, scene.machine)
         except ConfigError as found:
             yield from (refused(check, wrong, of_machine=True) for wrong in found.problems)
+            return
 
 
 def _untrainable(scene: Scene) -> Iterator[Finding]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from stages.estimate.activations import kernel_layers
 from stages.preflight.finding import Finding
-from stages.preflight.scene import Scene, error
+from stages.preflight.scene import Scene, error, note
 
 
 def check_model(scene: Scene) -> Iterator[Finding]:
@@ -14,6 +15,7 @@ def check_model(scene: Scene) -> Iterator[Finding]:
     yield from _targets(scene)
     yield from _new_tokens(scene)
     yield from _quantised_base(scene)
+    yield from _nothing_to_speed_up(scene)
 
 
 def _class(scene: Scene) -> Iterator[Finding]:
@@ -64,3 +66,30 @@ def _quantised_base(scene: Scene) -> Iterator[Finding]:
         key = "load_in_4bit" if run.load_in_4bit else "load_in_8bit"
         rule = f"the base model is quantised already ({shape.quantised})"
         yield error("quantised-base", key, True, rule, f"Set {key}: false, or name the model that it was made from.")
+
+
+def _nothing_to_speed_up(scene: Scene) -> Iterator[Finding]:
+    run, shape = scene.run, scene.shape
+    if shape is None or shape.is_rough or not shape.sized:
+        return
+    if run.experts_implementation is not None and not shape.experts:
+        rule, value = "this model has no experts", run.experts_implementation
+        yield note("nothing-to-speed-up", "experts_implementation", value, rule, "Remove it.")
+    reached = kernel_layers(run, shape)
+    names = {
+        "lora_mlp_kernel": shape.build.gate,
+        "lora_qkv_kernel": shape.build.qkv,
+        "lora_o_kernel": (shape.build.out,),
+    }
+    for key, layers in names.items():
+        if getattr(run, key) and reached.isdisjoint(layers):
+            rule = "no layer is computed by it: it is for LoRA on linear layers, without lora_dropout and DoRA"
+            if key == "lora_mlp_kernel":
+                rule += ", on gate, up and down alike"
+            yield note(
+                "nothing-to-speed-up",
+                key,
+                True,
+                rule,
+                f"Set lora_dropout: 0 and lora_target_linear: true, or remove {key}.",
+            )

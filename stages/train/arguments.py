@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from configs.schema import RunConfig
 from stages.train.job import Job
 from stages.train.model import uses_autocast
 from stages.train.optimizers import settled_name
@@ -55,6 +56,9 @@ def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
             "use_reentrant": run.deepspeed is not None,
             **run.gradient_checkpointing_kwargs,
         },
+        torch_compile=compiles(run, on_gpu=on_gpu),
+        torch_compile_backend=run.torch_compile_backend if compiles(run, on_gpu=on_gpu) else None,
+        torch_compile_mode=run.torch_compile_mode if compiles(run, on_gpu=on_gpu) else None,
         ddp_find_unused_parameters=run.ddp_find_unused_parameters,
         dataloader_num_workers=run.dataloader_num_workers,
         dataloader_pin_memory=on_gpu,
@@ -71,12 +75,17 @@ def training_arguments(job: Job, schedule: Schedule) -> TrainingArguments:
         report_to="none",
     )
     settings |= tracker_arguments(run)
-    settings |= fsdp_arguments(run.fsdp_config, on_gpu=on_gpu)
+    settings |= fsdp_arguments(run, job.world_size, on_gpu=on_gpu)
     settings |= deepspeed_arguments(run, job.precision, on_gpu=on_gpu)
     arguments = TrainingArguments(**settings)
     arguments.load_best_model_at_end = run.picks_best  # its check wants the Trainer's own evaluations and checkpoints
     shard_on_cpu(arguments)
     return arguments
+
+
+def compiles(run: RunConfig, *, on_gpu: bool) -> bool:
+    """Return whether the model is compiled."""
+    return on_gpu if run.torch_compile == "auto" else run.torch_compile
 
 
 def _target_modules(named: str | tuple[str, ...]) -> str | list[str] | None:

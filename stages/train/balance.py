@@ -46,14 +46,14 @@ def sequence_costs(packs: Packs, pair_cost: float) -> Costs:
 
 
 def training_costs(run: RunConfig, packs: Packs, model: Path) -> Costs:
-    """Return (sequences,) what each costs in training; without packing all the same, so that the order is random.
+    """Return (sequences,) what each costs in training; all the same, so that the order is random, for plain rows.
 
     Args:
         run: the configuration.
         packs: the sequences.
         model: folder of the base model.
     """
-    if not run.sample_packing:
+    if not (run.sample_packing or run.group_by_length):
         return np.ones(len(packs))
     return sequence_costs(packs, pair_cost_of(orjson.loads((model / "config.json").read_bytes())))
 

@@ -65,6 +65,25 @@ def world_size(run: RunConfig, machine: Machine) -> int:
     return wanted * nodes
 
 
+def copies(run: RunConfig, machine: Machine) -> int:
+    """Return how many copies of the model there are under FSDP2, each in shards.
+
+    Raises:
+        ConfigError: the processes are not as many as the sizes ask for.
+    """
+    processes = world_size(run, machine)
+    sharing = run.sharing(processes)
+    found = run.dp_replicate_size or max(1, processes // sharing)
+    if run.sharding == "fsdp2" and found * sharing != processes:
+        key = "dp_shard_size" if run.dp_shard_size else "dp_replicate_size"
+        rule = (
+            f"{found} copies of the model in {sharing} shards each are for {found * sharing} processes, not {processes}"
+        )
+        remedy = f"Set launcher.processes, or {key}, so that they agree."
+        raise ConfigError([Problem("configuration", key, str(getattr(run, key)), rule, remedy)])
+    return found
+
+
 def precision(run: RunConfig, machine: Machine) -> Precision:
     """Return the precision of the computation; `auto` is bfloat16 where the GPUs have it, else what they have."""
     if run.fp16:

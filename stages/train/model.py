@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from configs.schema import RunConfig
 from stages.errors import ConfigError, Problem
@@ -19,7 +20,9 @@ from stages.quantization import quantization
 from stages.train.adapter import add_adapter, freeze_all_but
 from stages.train.job import Job
 from stages.train.kernels import use_liger
+from stages.train.lora_kernels import use_lora_kernels
 from stages.train.machine import VARLEN
+from stages.train.rules import LORA_KERNEL_KEYS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -44,7 +47,9 @@ def load_model(job: Job, vocabulary: int, new_tokens: Sequence[str] = ()) -> Pre
     if job.run.recomputes_activations and (job.run.adapter or job.run.unfrozen_parameters):
         model.enable_input_require_grads()  # a recomputed block needs an input with a gradient; these are frozen
     if job.run.adapter is not None:
-        return add_adapter(model, job.run, job.adapter)
+        adapted = add_adapter(model, job.run, job.adapter)
+        use_lora_kernels(adapted, [key for key in LORA_KERNEL_KEYS if getattr(job.run, key)])
+        return adapted
     if job.run.unfrozen_parameters:
         freeze_all_but(model, job.run.unfrozen_parameters)
     return model
@@ -55,6 +60,8 @@ def _load_base(job: Job) -> PreTrainedModel:
     dtype = torch.float32 if uses_autocast(job) and not frozen else DTYPES[job.precision]
     attention, bits = job.attention or job.run.attn_implementation, quantization(job.run, job.precision)
     options: dict[str, Any] = {"attn_implementation": "sdpa" if attention == VARLEN else attention} if attention else {}
+    if job.run.experts_implementation is not None:
+        options["experts_implementation"] = job.run.experts_implementation
     if bits is not None:
         options["quantization_config"] = BitsAndBytesConfig(**bits)
     try:
@@ -73,8 +80,23 @@ def _load_base(job: Job) -> PreTrainedModel:
             remedy = "Check the folder: it must hold a causal language model with its weights in safetensors."
         rule = f"the model cannot be loaded: {error}"
         raise ConfigError([Problem("configuration", key, value, rule, remedy)]) from error
+    _check_overrides(model.config, job.run.overrides_of_model_config)
     _keep_trainable_layout(model)
     return model
+
+
+def _check_overrides(config: PretrainedConfig, overrides: Collection[str]) -> None:
+    """Refuse keys that the configuration of this kind of model does not have: transformers takes any."""
+    known = [*vars(type(config)()), "rope_scaling", "rope_theta"]
+    unknown = [key for key in overrides if key not in known]
+    if unknown:
+        near = {key: ", ".join(difflib.get_close_matches(key, known, n=2)) or "none" for key in unknown}
+        rule = f"config.json of {config.model_type} models has no such key; near it: "
+        section = "overrides_of_model_config"
+        remedy = "Correct it, or remove it."
+        raise ConfigError(
+            [Problem("configuration", f"{section}.{key}", "", rule + near[key], remedy) for key in unknown]
+        )
 
 
 def _keep_trainable_layout(model: PreTrainedModel) -> None:

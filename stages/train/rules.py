@@ -27,6 +27,9 @@ PACKAGES = {
 LIGER_KEYS = ("liger_rope", "liger_rms_norm", "liger_layer_norm", "liger_glu_activation")
 """What is computed by Liger's kernels on GPUs, and by the model's own operators elsewhere."""
 
+LORA_KERNEL_KEYS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")
+"""What is computed by `stages.train.lora_kernels`."""
+
 DISTRIBUTIONS = {
     "galore_torch": "galore-torch",
     "apollo_torch": "apollo-torch",
@@ -59,6 +62,7 @@ def problems_by_check(run: RunConfig) -> Iterator[tuple[str, list[Problem]]]:
     yield "optimizer-or-schedule", optimizer_problems(run)
     yield "optimizer-cannot-be-sharded", _unshardable_optimizer(run)
     yield "quantised-cannot-be-sharded", _unshardable_weights(run)
+    yield "kernels-in-shards", _kernels_in_shards(run)
     yield "deepspeed-settings", _wrong_deepspeed(run)
 
 
@@ -83,6 +87,16 @@ def _unshardable_weights(run: RunConfig) -> list[Problem]:
         rule = "ZeRO-3 on quantised weights is not tried on GPUs yet"
         return [_problem(key, "true", rule, "Use ZeRO-2, or fsdp_config with adapter: qlora.")]
     return []
+
+
+def _kernels_in_shards(run: RunConfig) -> list[Problem]:
+    """Return the kernels that would meet a shard of a weight: they read weights outside of the modules' own calls."""
+    by_size = run.fsdp_config is not None and run.fsdp_config.auto_wrap_policy == "SIZE_BASED_WRAP"
+    if run.adapter is None or not (by_size or run.sharding == "zero3"):
+        return []
+    rule = "it reads whole weights, and they are gathered " + ("by size" if by_size else "layer by layer by ZeRO-3")
+    remedy = "Set fsdp_config.auto_wrap_policy: TRANSFORMER_BASED_WRAP" if by_size else "Use ZeRO-2 or fsdp_config"
+    return [_problem(key, "true", rule, f"{remedy}, or remove {key}.") for key in LORA_KERNEL_KEYS if getattr(run, key)]
 
 
 def _wrong_deepspeed(run: RunConfig) -> list[Problem]:

@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ParallelismConfig
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from configs.schema import FsdpConfig, RunConfig
+from configs.schema import RunConfig
 from stages.errors import ConfigError, Problem, StageError
 
 
-def fsdp_arguments(config: FsdpConfig | None, *, on_gpu: bool) -> dict[str, Any]:
+def fsdp_arguments(run: RunConfig, processes: int, *, on_gpu: bool) -> dict[str, Any]:
     """Return the arguments of TrainingArguments that ask for FSDP2; none without it."""
+    config, sharing = run.fsdp_config, run.sharing(processes)
     if config is None:
         return {}
     chosen: dict[str, Any] = {
@@ -34,7 +35,8 @@ def fsdp_arguments(config: FsdpConfig | None, *, on_gpu: bool) -> dict[str, Any]
         chosen["min_num_params"] = config.min_num_params
     if config.transformer_layer_cls_to_wrap:
         chosen["transformer_layer_cls_to_wrap"] = list(config.transformer_layer_cls_to_wrap)
-    return {"fsdp": True, "fsdp_config": chosen}
+    mesh = ParallelismConfig(dp_replicate_size=processes // sharing, dp_shard_size=sharing)
+    return {"fsdp": True, "fsdp_config": chosen, **({"parallelism_config": mesh} if sharing < processes else {})}
 
 
 def deepspeed_arguments(run: RunConfig, precision: str, *, on_gpu: bool) -> dict[str, Any]:

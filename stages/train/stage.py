@@ -19,9 +19,9 @@ from stages.train.backup import restore, sending
 from stages.train.checkpoints import is_whole
 from stages.train.job import Job, WorkFolder
 from stages.train.launch import launch
-from stages.train.machine import Machine, attention, precision, tf32, this_machine, threads, world_size
+from stages.train.machine import Machine, attention, copies, precision, tf32, this_machine, threads, world_size
 from stages.train.outcome import error_of
-from stages.train.rules import LIGER_KEYS, check, needed_packages
+from stages.train.rules import LIGER_KEYS, LORA_KERNEL_KEYS, check, needed_packages
 from stages.train.schedule import plan_schedule
 from stages.train.start import adapter_folder, check_steps_left, checkpoint_folder, started_from
 
@@ -48,6 +48,7 @@ LATER_ADAPTER_KEYS = (
     "peft_autocast_adapter_dtype",
     "loraplus_lr_ratio",
     "loraplus_lr_embedding",
+    *LORA_KERNEL_KEYS,
 )
 LATER_KEYS = (
     "unfrozen_parameters",
@@ -58,6 +59,8 @@ LATER_KEYS = (
     "embedding_lr",
     "embedding_lr_scale",
     "lr_groups",
+    "group_by_length",
+    "experts_implementation",
 )
 """Keys that came later are in a key only where they are set: older trainings stay what they are."""
 PICKING_KEYS = (
@@ -127,6 +130,7 @@ def key_inputs(context: Context, machine: Machine) -> dict[str, Any]:
         "quantization": quantization(run, precision(run, machine)),
         "weights_in_low_precision": run.bf16 == "full",
         "sharding": run.sharding,
+        **({"copies": copies(run, machine)} if run.sharding == "fsdp2" and copies(run, machine) > 1 else {}),
         "deepspeed": run.deepspeed,
         "tf32": tf32(run, machine),
         "world_size": world_size(run, machine),

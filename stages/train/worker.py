@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from configs.schema import RunConfig
 from stages.artifacts import Artifact, digest_of
 from stages.artifacts.artifact import read_artifact
-from stages.errors import StageError, TransientError
+from stages.errors import ConfigError, Problem, StageError, TransientError
 from stages.quantization import quantization
 from stages.tokens import Packs, TokenRows
 from stages.train.arguments import training_arguments
@@ -182,6 +182,10 @@ def _choose_loss(trainer: PackedTrainer, job: Job, batches: Batches) -> None:
     device, in_shards = trainer.args.device.type, job.run.sharding in ("fsdp2", "zero3")
     with torch.autocast(device, DTYPES[job.precision], enabled=uses_autocast(job)):
         by_chunks = not in_shards and loss_by_chunks(trainer.model, batches.__getitems__([0]))
+    if not by_chunks and job.run.chunked_cross_entropy and not in_shards:
+        rule = f"{type(trainer.model).__name__} computes a loss of its own, with the logits of whole batches"
+        remedy = "Remove it, and micro_batch_size: 1 keeps the memory for logits low."
+        raise ConfigError([Problem("configuration", "chunked_cross_entropy", "true", rule, remedy)])
     if not by_chunks:
         logger.warning(
             "%s computes its own loss, with the logits of whole batches: memory for them grows with micro_batch_size",
