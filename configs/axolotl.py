@@ -87,6 +87,7 @@ WITHOUT_EFFECT: dict[str, str] = spread(
         ),
         # parts of something that is refused by its main key
         "`sft preprocess --debug` shows the label masks": "debug",
+        "experts stay in the precision of the computation; `sft plan` says what that takes": "quantize_moe_experts",
         "part of gptq": "gptq_groupsize gptq_model_v1 gptq_disable_exllama",
         "part of qat": "nvfp4_merge_aware",
         "part of expert_parallel_size": "expert_parallel_num_nvl_bytes expert_parallel_token_capacity",
@@ -123,7 +124,6 @@ REFUSED: dict[str, str] = spread(
         _QUANTISED: "gptq use_onebitllms",
         "train with adapter: qlora, or in bf16 and quantise the published model": "qat quantization",
         "name a copy of the model with weights in bf16 as base_model": "model_quantization_config",
-        "remove it; experts stay in bf16, and `sft plan` says what that takes": "quantize_moe_experts",
         "name the original model as base_model; its experts need no other form": "llama4_linearized_experts",
         "remove it; for long sequences set gradient_checkpointing: offload, or lower sequence_len": (
             "context_parallel_size"
@@ -133,7 +133,6 @@ REFUSED: dict[str, str] = spread(
         ),
         "use sample_packing: true": "pretraining_sample_concatenation batch_flattening",
         "use datasets with type chat_template or completion; rows are always prepared": "skip_prepare_dataset",
-        "remove it; packing keeps no order": "curriculum_sampling sample_packing_sequentially",
         "remove it; the tokenized rows are in artifact_store": "push_dataset_to_hub",
         "use pad_to_sequence_len: true": "pad_to_multiple_of",
         "use sequence_len and sample_packing": "max_packed_sequence_len",
@@ -147,7 +146,6 @@ REFUSED: dict[str, str] = spread(
         "remove it; the vocabulary grows by itself where the tokenizer has more tokens": (
             "shrink_embeddings fix_untrained_tokens"
         ),
-        "remove it; training starts from the weights of base_model": "reinit_weights",
         _TARGETS: ("peft_layer_replication peft_trainable_token_indices"),
         "remove it; the keys lora_* and peft_* say what the adapter is": "peft",
         "remove it; for more than one adapter learns, raise lora_r or train in full": "relora jagged_restart_steps",
@@ -219,6 +217,9 @@ ATTENTION: dict[str, tuple[str | None, str]] = {
     "sage": (None, "the fastest attention that is there gives the exact result"),
     "fp8": (None, "the fastest attention that is there gives the exact result"),
 }
+
+EXPERTS = ("scattermoe", "sonicmoe")
+"""Values of experts_implementation that name kernels of axolotl's: transformers' own way gives the same result."""
 
 READ_INTO: dict[str, str] = {
     # key -> the key that a reader of its own fills from it

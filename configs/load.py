@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from configs.axolotl import ATTENTION, PLUGINS
+from configs.axolotl import ATTENTION, EXPERTS, PLUGINS
 from configs.classify import classify_sections, classify_top, key_uses, notice_empty
 from configs.document import Document, KeyPath, dotted, drop_nulls, in_order, read_document
 from configs.errors import ConfigError, KeyUse, Problem
@@ -59,6 +59,7 @@ def load_run(path: Path, overrides: Sequence[str] = (), *, lenient: bool = False
     read_precision(document)
     classify_top(document)
     _read_attention(document)
+    _read_experts(document)
     _read_pretraining(document)
     _read_sharding(document, path.resolve().parent)
     classify_sections(document, lenient=lenient)
@@ -112,6 +113,14 @@ def _read_attention(document: Document) -> None:
     del document.values["attn_implementation"]
     if read_as:
         document.values["attn_implementation"] = read_as
+
+
+def _read_experts(document: Document) -> None:
+    """Leave the way in which experts are computed to transformers where a kernel of axolotl's is named."""
+    name = document.values.get("experts_implementation")
+    if name in EXPERTS:
+        document.notice(("experts_implementation",), name, "is read as transformers' own: the result is the same", "")
+        del document.values["experts_implementation"]
 
 
 def _read_pretraining(document: Document) -> None:

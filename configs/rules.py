@@ -69,6 +69,8 @@ def _adapter_targets(run: RunConfig) -> None:
 
 
 def _adapter_keys_need_an_adapter(run: RunConfig) -> None:
+    if run.adapter is not None and run.reinit_weights:
+        raise ValueError("an adapter on random weights cannot learn what they lack; remove reinit_weights, or adapter")
     if run.adapter is not None and run.unfrozen_parameters:
         raise ValueError("unfrozen_parameters and adapter exclude each other; use lora_modules_to_save")
     for key in ("lora_model_dir", "peft_use_dora", "loraplus_lr_ratio"):

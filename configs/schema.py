@@ -40,6 +40,7 @@ class RunConfig(Section):
         False, description="Load weights from pickles (*.bin, *.pt), which can run code, where there is no safetensors."
     )
     model_revision: str | None = Field(None, description="Branch, tag or commit of the base model on the Hub.")
+    reinit_weights: bool = Field(False, description="Train a model of base_model's shape from random weights.")
     overrides_of_model_config: dict[str, Any] = Field(
         {}, description="Other values for keys of the base model's config.json (axolotl's model_config)."
     )
@@ -109,6 +110,12 @@ class RunConfig(Section):
         0.01, ge=0, le=1, description="Share of rows that may be rejected as broken before the run stops. Our own key."
     )
     sample_packing: bool = Field(False, description="Put several rows into one sequence, isolated from each other.")
+    sample_packing_sequentially: bool = Field(
+        False, description="Pack rows in their order, each beside the one before it; leaves more room unused."
+    )
+    curriculum_sampling: bool = Field(
+        False, description="Train on the rows in the order of the data in each epoch: no shuffle, packed in order."
+    )
     eval_sample_packing: bool | None = Field(None, description="The same for evaluation; default: as sample_packing.")
     pad_to_sequence_len: bool = Field(False, description="Pad every batch to sequence_len instead of its longest row.")
     group_by_length: bool = Field(
@@ -386,6 +393,16 @@ class RunConfig(Section):
         stage = self.deepspeed.get("zero_optimization", {}).get("stage", 0)
         names: dict[Any, Literal["zero1", "zero2", "zero3"]] = {1: "zero1", 2: "zero2", 3: "zero3"}
         return names.get(stage, "zero0")
+
+    @property
+    def shuffles(self) -> bool:
+        """Return whether the rows of all data sets are shuffled together before the split."""
+        return self.shuffle_merged_datasets and not self.curriculum_sampling
+
+    @property
+    def packs_in_order(self) -> bool:
+        """Return whether rows are packed beside those that come before them."""
+        return self.sample_packing_sequentially or self.curriculum_sampling
 
     def sharing(self, processes: int) -> int:
         """Return how many of so many processes share one copy of a model in shards."""

@@ -267,3 +267,18 @@ def test_names_of_attention(tmp_path: Path, name: str, read_as: str | None, noti
     loaded = load_run(tmp_path / "run.yaml")
     assert loaded.run.attn_implementation == read_as
     assert [notice.key for notice in loaded.notices] == ["attn_implementation"] * noticed
+
+
+def test_experts_by_kernels_of_axolotl_s_are_computed_as_transformers_does(tmp_path: Path) -> None:
+    loaded = load(tmp_path, GOOD + "experts_implementation: scattermoe\n")
+    assert loaded.run.experts_implementation is None
+    assert [notice.key for notice in loaded.notices] == ["experts_implementation"]
+    assert load(tmp_path, GOOD + "experts_implementation: grouped_mm\n").run.experts_implementation == "grouped_mm"
+
+
+def test_losses_of_other_names_ask_for_the_one_by_chunks(tmp_path: Path) -> None:
+    for key in ("cut_cross_entropy", "liger_fused_linear_cross_entropy", "flash_attn_cross_entropy"):
+        assert load(tmp_path, GOOD + f"{key}: true\n").run.chunked_cross_entropy
+        assert not load(tmp_path, GOOD + f"{key}: false\n").run.chunked_cross_entropy
+    plugin = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
+    assert load(tmp_path, GOOD + f"plugins: [{plugin}]\n").run.chunked_cross_entropy

@@ -38,7 +38,7 @@ def test_every_key_is_on_the_page_with_what_it_is() -> None:
         key for _, model in section_names() for key in model.model_fields
     }
     assert "| `sequence_len` | integer ≥ 1 | `512` | tokens | " in page
-    assert "`quantize_moe_experts`" in page.partition("## Refused")[2]
+    assert "`qat`" in page.partition("## Refused")[2]
 
 
 def test_the_json_schema_is_one_and_every_key_has_its_description() -> None:
@@ -46,7 +46,7 @@ def test_the_json_schema_is_one_and_every_key_has_its_description() -> None:
     Draft202012Validator.check_schema(schema)
     assert all(len(schema["properties"][key]["description"]) > 8 for key in RunConfig.model_fields)
     assert schema["properties"]["flash_attention"]["deprecated"]
-    assert "bf16" in schema["properties"]["quantize_moe_experts"]["description"]
+    assert "bf16" in schema["properties"]["qat"]["description"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.name)

@@ -145,6 +145,16 @@ def test_without_packing_each_row_is_a_sequence(bench: Bench) -> None:
     ]
 
 
+def test_rows_are_packed_in_their_order_where_that_is_asked_for(bench: Bench) -> None:
+    assert sequences(bench.pack(curriculum_sampling=True), "train") == [[0, 1], [7, 8], [9]], "nor are they shuffled"
+    alone = bench.pack(sample_packing_sequentially=True, shuffle_merged_datasets=False, sequence_len=12)
+    flat = [row for sequence in sequences(alone, "train") for row in sequence]
+    assert flat == sorted(flat)
+    plain = bench.key()
+    assert "packs_in_order" not in plain
+    assert bench.key(sample_packing_sequentially=True) == {**plain, "packs_in_order": True}
+
+
 def test_evaluation_is_packed_as_eval_sample_packing_says(bench: Bench) -> None:
     keys = {"shuffle_merged_datasets": False, "val_set_size": 2, "sequence_len": 20}
     assert sequences(bench.pack(**keys), "eval") == [[9, 8]]

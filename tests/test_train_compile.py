@@ -67,3 +67,10 @@ def test_another_loss_is_an_error_where_the_one_by_chunks_is_insisted_on(
     assert [end is None for end in ends] == [True, False, True]
     assert "chunked_cross_entropy" in ends[1]
     assert losses(tmp_path / "its own")[0] > losses(tmp_path / "by chunks")[0]
+
+
+def test_random_weights_are_drawn_from_the_seed(bench: Bench, tmp_path: Path) -> None:
+    kinds = {"base": {}, "random": {"reinit_weights": True}, "again": {"reinit_weights": True}}
+    jobs = [matrix_job(bench, tmp_path / name, **keys) for name, keys in kinds.items()]
+    assert run_on_ranks(train_jobs, 1, [job.model_dump_json() for job in jobs]) == [[None] * 3]
+    assert losses(tmp_path / "random") == losses(tmp_path / "again") != losses(tmp_path / "base")

@@ -110,6 +110,11 @@ def test_the_order_depends_on_the_batch_of_all_processes_alone(sequences: int, s
     assert flat_one[flat_one != EMPTY].tolist() == flat_two[flat_two != EMPTY].tolist()
 
 
+def test_a_curriculum_keeps_the_order_in_every_epoch() -> None:
+    steps = [step.tolist() for step in plan(10, num_epochs=2, curriculum_sampling=True).step_sequences()]
+    assert steps == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, EMPTY, EMPTY]] * 2
+
+
 def test_epochs_and_seeds_have_their_own_orders() -> None:
     orders = [epoch_order(seed, epoch, np.ones(50), 1).ravel().tolist() for seed in (1, 2) for epoch in (0, 1)]
     assert len({tuple(order) for order in orders}) == 4

@@ -14,7 +14,7 @@ from flows.cli import cli
 from tests.test_config import GOOD
 from tests.tiny import build_model
 
-MIXED = GOOD + "sdp_attention: true\ngroup_by_length: true\nqat: false\nnum_epochs: 2\nwandb_project:\n"
+MIXED = GOOD + "sdp_attention: true\ntokenizer_use_fast: true\nqat: false\nnum_epochs: 2\nwandb_project:\n"
 CHAT = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "world"}]}
 
 
@@ -36,7 +36,7 @@ def test_the_class_of_each_key_is_in_the_document(folder: Path, monkeypatch: pyt
     assert kinds["num_epochs"] == ("acted on", "Passes over the data.")
     assert kinds["datasets.path"][0] == "acted on"
     assert kinds["sdp_attention"] == ("replaced by", "attn_implementation")
-    assert kinds["group_by_length"][0] == "without effect"
+    assert kinds["tokenizer_use_fast"][0] == "without effect"
     assert not {"qat", "wandb_project"} & kinds.keys()  # they ask for nothing
 
 
@@ -54,7 +54,7 @@ def test_a_person_sees_them_by_class(folder: Path, monkeypatch: pytest.MonkeyPat
     done = CliRunner().invoke(cli, ["validate", "run.yaml"], catch_exceptions=False)
     assert "8 keys acted on" in done.stderr
     assert "1 key replaced by     sdp_attention -> attn_implementation" in done.stderr
-    assert "Reason: packing leaves no padding" in done.stderr
+    assert "Reason: the fast tokenizer is always used" in done.stderr
     assert done.stderr.endswith("run.yaml: valid\n")
 
 

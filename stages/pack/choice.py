@@ -64,7 +64,7 @@ def choose(rows: TokenRows, selection: Selection, run: RunConfig) -> Choice:
 def _merged(rows: TokenRows, selection: Selection, run: RunConfig) -> tuple[Numbers, Numbers]:
     """Return the kept rows of (data sets, test data sets) in their order, which the rejected ones take part in."""
     own, every = len(run.datasets), len(run.sources)
-    each, together = run.shuffle_before_merging_datasets, run.shuffle_merged_datasets
+    each, together = run.shuffle_before_merging_datasets, run.shuffles
     sides = (
         merged(rows.datasets, members, run.seed, each=each, together=together)
         for members in (range(own), range(own, every))

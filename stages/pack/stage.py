@@ -14,6 +14,7 @@ from stages.artifacts import Artifact, ArtifactWriter
 from stages.errors import DataError, StageError
 from stages.pack.best_fit import pack_best_fit
 from stages.pack.choice import Choice, choose
+from stages.pack.in_order import pack_in_order
 from stages.pack.selection import Selection, select
 from stages.stage import Context, Stage, Upstream
 from stages.tokens import Packs, TokenRows
@@ -29,7 +30,7 @@ def _inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
         "sequence_len": run.sequence_len,
         "excess_length_strategy": run.excess_length_strategy,
         "min_sample_len": run.min_sample_len,
-        "shuffle_seed": run.seed if run.shuffle_merged_datasets else None,
+        "shuffle_seed": run.seed if run.shuffles else None,
         "val_set_size": run.val_set_size,
         "sample_packing": run.sample_packing,
         "eval_sample_packing": _packs_eval(run) if run.val_set_size or run.test_datasets else None,
@@ -48,6 +49,8 @@ def _options(run: RunConfig) -> dict[str, Any]:
         options["shuffle_before_merging_datasets"] = run.seed
     if run.dataset_exact_deduplication:
         options["dataset_exact_deduplication"] = True
+    if run.packs_in_order and (run.sample_packing or _packs_eval(run)):
+        options["packs_in_order"] = True
     if run.dataset_shard_num is not None:
         options["dataset_shard"] = [run.dataset_shard_num, run.dataset_shard_idx]
     if run.mixture is not None:
@@ -66,8 +69,8 @@ def _produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> di
     _write_rejected(rows, chosen, run, writer)
     selection = chosen.selection
     packs = {
-        "train": _pack(selection, chosen.train, run.sequence_len, run.sample_packing),
-        "eval": _pack(selection, chosen.held_out, _eval_length(run), _packs_eval(run)),
+        "train": _pack(selection, chosen.train, run.sequence_len, run, packed=run.sample_packing),
+        "eval": _pack(selection, chosen.held_out, _eval_length(run), run, packed=_packs_eval(run)),
     }
     for side, index in packs.items():
         with writer.create(f"{side}.arrow") as draft:
@@ -175,8 +178,12 @@ def _detail(rows: TokenRows, chosen: Choice, row: int, reason: str, run: RunConf
     )
 
 
-def _pack(selection: Selection, members: npt.NDArray[np.int64], sequence_len: int, packed: bool) -> Packs:
-    if packed:
+def _pack(
+    selection: Selection, members: npt.NDArray[np.int64], sequence_len: int, run: RunConfig, *, packed: bool
+) -> Packs:
+    if packed and run.packs_in_order:
+        offsets = pack_in_order(selection.lengths[members], sequence_len)
+    elif packed:
         offsets, order = pack_best_fit(selection.lengths[members], sequence_len)
         members = members[order]
     else:

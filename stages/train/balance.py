@@ -110,6 +110,13 @@ def epoch_order(seed: int, epoch: int, costs: Costs, batch: int) -> Order:
     return np.take_along_axis(steps, np.argsort(-known, axis=1, kind="stable"), axis=1)
 
 
+def in_order(sequences: int, batch: int) -> Order:
+    """Return the sequences of an epoch in their own order, (steps, batch), filled up with `EMPTY`."""
+    order = np.arange(sequences + -sequences % batch, dtype=np.int64)
+    order[sequences:] = EMPTY
+    return order.reshape(-1, batch)
+
+
 def rank_passes(step: Order, *, passes: int, world_size: int) -> Order:
     """Return (world size, passes, sequences of a pass) what each process gets of a step, dealt out to and fro.
 

@@ -64,10 +64,9 @@ def _load_base(job: Job) -> PreTrainedModel:
         options["experts_implementation"] = job.run.experts_implementation
     if bits is not None:
         options["quantization_config"] = BitsAndBytesConfig(**bits)
+    options |= {"dtype": dtype, "trust_remote_code": job.run.trust_remote_code}
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            job.model, dtype=dtype, use_safetensors=True, trust_remote_code=job.run.trust_remote_code, **options
-        )
+        model = _random_weights(job, options) if job.run.reinit_weights else _weights(job, options)
     except (ImportError, ValueError, OSError) as error:
         if attention and not isinstance(error, OSError):
             key, value, remedy = (
@@ -82,6 +81,18 @@ def _load_base(job: Job) -> PreTrainedModel:
         raise ConfigError([Problem("configuration", key, value, rule, remedy)]) from error
     _check_overrides(model.config, job.run.overrides_of_model_config)
     _keep_trainable_layout(model)
+    return model
+
+
+def _weights(job: Job, options: dict[str, Any]) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(job.model, use_safetensors=True, **options)
+    return model
+
+
+def _random_weights(job: Job, options: dict[str, Any]) -> PreTrainedModel:
+    """Return a model of the same shape; every process has drawn the same weights, from `seed`."""
+    config = AutoConfig.from_pretrained(job.model, trust_remote_code=job.run.trust_remote_code)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)
     return model
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from configs.schema import RunConfig
-from stages.train.balance import Costs, epoch_order, waiting
+from stages.train.balance import Costs, Order, epoch_order, in_order, waiting
 
 SAVE_STEPS = 500
 """Steps between checkpoints with `save_strategy: steps` alone: the Trainer's."""
@@ -30,6 +30,7 @@ class Schedule:
         saves: steps after which a checkpoint is written.
         evals: steps after which the loss on the evaluation set is taken; the last step is always among them.
         seed: seed of the order of sequences.
+        in_order: whether each epoch has the sequences in their own order.
         costs: (sequences,) what each costs: those of a step are nearly equal; all the same for a random order.
     """
 
@@ -42,6 +43,7 @@ class Schedule:
     saves: frozenset[int]
     evals: frozenset[int]
     seed: int
+    in_order: bool
     costs: Costs = field(repr=False, compare=False)
 
     @property
@@ -52,9 +54,15 @@ class Schedule:
     def step_sequences(self, first: int = 1) -> Iterator[npt.NDArray[np.int64]]:
         """Yield the (batch,) sequence numbers of each step from step `first` on, `EMPTY` where there is none."""
         for epoch in range((first - 1) // self.steps_per_epoch, math.ceil(self.steps / self.steps_per_epoch)):
-            order = epoch_order(self.seed, epoch, self.costs, self.batch)
+            order = self.epoch(epoch)
             begin = epoch * self.steps_per_epoch
             yield from order[max(0, first - 1 - begin) : self.steps - begin]
+
+    def epoch(self, epoch: int) -> Order:
+        """Return the sequences of an epoch, (steps, batch), `EMPTY` where there is none."""
+        if self.in_order:
+            return in_order(self.sequences, self.batch)
+        return epoch_order(self.seed, epoch, self.costs, self.batch)
 
     def logs_at(self, step: int) -> bool:
         """Return whether metrics are recorded after this step; they always are after the first and the last."""
@@ -81,6 +89,7 @@ def plan_schedule(
         saves=_saves(run, steps, per_epoch),
         evals=evals if eval_sequences else frozenset(),
         seed=run.seed,
+        in_order=run.curriculum_sampling,
         costs=np.ones(sequences) if costs is None else costs,
     )
 
@@ -93,7 +102,7 @@ def waiting_of(schedule: Schedule, run: RunConfig, world_size: int) -> dict[str,
     if world_size == 1 or np.ptp(schedule.costs) == 0:
         return None
     orders = {
-        "share": epoch_order(schedule.seed, 0, schedule.costs, schedule.batch),
+        "share": schedule.epoch(0),
         "in_random_order": epoch_order(schedule.seed, 0, np.ones(schedule.sequences), schedule.batch),
     }
     return {

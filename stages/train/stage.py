@@ -60,6 +60,8 @@ LATER_KEYS = (
     "embedding_lr_scale",
     "lr_groups",
     "group_by_length",
+    "curriculum_sampling",
+    "reinit_weights",
     "experts_implementation",
 )
 """Keys that came later are in a key only where they are set: older trainings stay what they are."""
