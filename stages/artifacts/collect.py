@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import orjson
 
 from stages.artifacts.manifest import MANIFEST
-from stages.artifacts.place import DRAFTS, Stored
+from stages.artifacts.place import DRAFTS, PROBES, Stored
 from stages.artifacts.store import RUNS, Store, run_record
 from stages.artifacts.writer import PARTS, WORK
 
@@ -67,10 +67,17 @@ def removable(store: Store, *, days: float, forget: frozenset[str] = frozenset()
     return found
 
 
-def collect(store: Store, found: list[Removable], forget: frozenset[str] = frozenset()) -> list[Removable]:
+def collect(
+    store: Store,
+    found: list[Removable],
+    forget: frozenset[str] = frozenset(),
+    *,
+    draft_seconds: float = DRAFT_SECONDS,
+) -> list[Removable]:
     """Remove folders, the manifest first, so that a reader never sees half an artifact; return what was removed.
 
-    A folder stays that somebody has begun to write, or has used, since it was found.
+    A folder stays that somebody has begun to write, or has used, since it was found. Small files that a killed process
+    was writing go when they are older than `draft_seconds`.
     """
     place = store.place
     for output_dir in forget:
@@ -84,9 +91,11 @@ def collect(store: Store, found: list[Removable], forget: frozenset[str] = froze
                 place.remove(f"{item.name}/{MANIFEST}")
                 place.clear(item.name)
                 removed.append(item)
-    left = [file for file in place.files(DRAFTS) if file.modified < place.now() - DRAFT_SECONDS]
+    left = [*place.files(DRAFTS), *place.files(PROBES)]
+    oldest = place.now() - draft_seconds if left else 0.0
     for file in left:
-        place.remove(file.name)
+        if file.modified < oldest:
+            place.remove(file.name)
     return removed
 
 

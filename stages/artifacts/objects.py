@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from stages.artifacts.clients import ABSENT, Client, Meaning
-from stages.artifacts.place import Stored
+from stages.artifacts.place import PROBES, Stored
 from stages.errors import ConfigError, Problem, StoreError, TransientError
 from stages.remote.failures import retry_after, said
 
 CLOCK = ".clock"
-PROBES = ".probes"
 PATIENCE_SECONDS = 180.0
 """How long a request is tried again when that can help: longer than a minute of throttling, or a server's restart."""
 FIRST_PATIENCE_SECONDS = 30.0

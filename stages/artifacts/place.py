@@ -19,6 +19,7 @@ from stages.artifacts.manifest import FileEntry
 
 LOCKS = ".locks"
 DRAFTS = ".drafts"
+PROBES = ".probes"
 TEMPORARY = ".tmp-"
 
 In = TypeVar("In")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -77,14 +78,16 @@ def produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dic
         DataError: too many rows are broken.
     """
     raw = upstream["fetch"]
-    resolved = resolve_tokenizer(context.run, find_tokenizer(context.run), writer.work / "resolved" / "tokenizer")
-    setup = setup_of(context, resolved, writer.work / "resolved" / "tokenizer")
-    writer.take_folder(writer.work / "resolved")
+    scratch = writer.work / "resolved"
+    resolved = resolve_tokenizer(context.run, find_tokenizer(context.run), scratch / "tokenizer")
+    setup = setup_of(context, resolved, scratch / "tokenizer")
+    writer.take_folder(scratch)
     tally = _Tally(context, sum(dataset["rows"] for dataset in raw.facts["datasets"]))
     shards = _shards(raw, STAGE.key_inputs(context, upstream))
     outcomes = _tokenize(shards, setup, writer, tally)
     _write_rejected(context.run, raw, outcomes, writer)
     write_contents([shard.made(outcome) for shard, outcome in outcomes], writer)
+    shutil.rmtree(scratch)  # the artifact has it; nobody would look for it here any more
     tokenizer = {name: resolved[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
     if resolved["new_tokens"]:
         tokenizer["new_tokens"] = resolved["new_tokens"]
