@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ class Server:
     @property
     def scheme(self) -> str:
         return "s3" if self.kind == "s3" else "gs"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return what `storage_options` say to reach it."""
+        return {"endpoint_url": self.url, **({"region": "us-east-1"} if self.kind == "s3" else {"token": "anon"})}
 
     def place(self) -> Where:
         """Return a fresh prefix in the bucket."""
@@ -142,6 +148,7 @@ def _command(kind: str, folder: Path, port: int) -> list[str]:
     return [str(server), "start", "--host=127.0.0.1", f"--port={port}", "--in-memory"]
 
 
+@cache  # a client takes a tenth of a second
 def s3(url: str) -> Any:
     return boto3.client(
         "s3",
@@ -152,6 +159,7 @@ def s3(url: str) -> Any:
     )
 
 
+@cache
 def gcs(url: str) -> Any:
     options = {"api_endpoint": url}
     return storage.Client(project="tests", credentials=AnonymousCredentials(), client_options=options)

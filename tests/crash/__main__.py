@@ -5,75 +5,99 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from tests.crash.faults import break_network
-from tests.crash.laboratory import Tally, enumerate_kills, kill_again_and_again
+from tests.crash.faults import SHARE, Exchange, break_requests, with_server, with_web
+from tests.crash.laboratory import Tally, enumerate_kills, kill_again_and_again, kill_at_moments
 from tests.crash.remote_scenarios import on_server
-from tests.crash.scenarios import LOCAL, Scenario
+from tests.crash.scenarios import LOCAL
+from tests.crash.stage_scenarios import TRAINING_PROCESS, WITH_MODEL
 from tests.crash.whole import kill_whole_runs
-from tests.store_servers import ENVIRONMENT, serving
+from tests.object_stores import file_server
+from tests.store_servers import ENVIRONMENT, Server, Where, serving
 
 SAMPLE = 13  # the short form kills at every so many operations
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A part of the laboratory: its name, what it does until a deadline, and its weight in the sharing of time."""
+
+    name: str
+    run: Callable[[float], Tally]
+    weight: float = 1.0
 
 
 def main() -> None:
     """Run what the command line asks for; exit code 1 if anything was lost or wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0, help="budget of the whole laboratory")
-    parser.add_argument("--only", choices=["kills", "faults", "runs"], help="a part of it")
-    parser.add_argument("--seed", type=int, default=1, help="of the first round of faults")
+    parser.add_argument("--only", default="", help="experiments whose name has a match of this regular expression")
+    parser.add_argument("--seed", type=int, default=1, help="of what is random; of the first round of faults")
+    parser.add_argument("--part", default="1/1", help="2/4: every fourth point, from the second on")
     parser.add_argument("--short", action="store_true", help="a sample of each kind, for every day")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     given = parser.parse_args()
     os.environ.update(ENVIRONMENT)
     memory = Path("/dev/shm")  # noqa: S108  SIGKILL does not lose what the kernel holds: waiting for a disk adds nothing
-    with tempfile.TemporaryDirectory(prefix="crash-", dir=memory if memory.is_dir() else None) as name:
+    with ExitStack() as stack:
+        name = tempfile.TemporaryDirectory(prefix="crash-", dir=memory if memory.is_dir() else None)
+        folder = Path(stack.enter_context(name))
+        s3 = stack.enter_context(serving("s3", folder / "server"))
+        exchanges = [*with_server(s3), with_web(stack.enter_context(file_server(folder)).endpoint, folder)]
         if given.short:
-            tallies = run_sample(Path(name))
+            tallies = run_sample(exchanges, folder)
         else:
-            tallies = run_all(Path(name), given.minutes * 60, given.only, given.seed)
+            gcs = stack.enter_context(serving("gcs", folder / "gcs"))
+            found = experiments(s3, gcs, exchanges, folder, given)
+            tallies = run_all([each for each in found if re.search(given.only, each.name)], given.minutes * 60)
     rows = [tally.row() for tally in tallies]
     wrong = [line for tally in tallies for line in tally.wrong]
     print(json.dumps({"rows": rows, "wrong": wrong}) if given.json else table(rows, wrong))
     sys.exit(1 if wrong else 0)
 
 
-def run_sample(folder: Path) -> list[Tally]:
-    """Return the tally of a few kills at this machine's files, and of one round of faults."""
+def run_sample(exchanges: list[Exchange], folder: Path) -> list[Tally]:
+    """Return the tally of a few kills at this machine's files, and of two rounds of faults."""
     never = time.monotonic() + 3600
     tallies = [enumerate_kills(scenario, folder, never, SAMPLE) for scenario in LOCAL]
-    with serving("s3", folder / "server") as server:
-        return [*tallies, *break_network(server, folder, never, range(1, 3))]
+    return [*tallies, *(break_requests(each, folder, never, seed=1, most=2) for each in exchanges)]
 
 
-def run_all(folder: Path, seconds: float, only: str | None, seed: int) -> list[Tally]:
-    """Return the tally of each scenario: every point once, then recoveries killed too, then faults, then whole runs."""
-    began, tallies = time.monotonic(), []
+def experiments(
+    s3: Server, gcs: Server, exchanges: list[Exchange], folder: Path, given: argparse.Namespace
+) -> Iterator[Experiment]:
+    """Yield all of them: each point once, recoveries killed too, kills at random moments, and faults."""
+    first, step = map(int, given.part.split("/"))
+    for scenario in (*LOCAL, *WITH_MODEL, *on_server(s3), *on_server(gcs)):
+        once = partial(enumerate_kills, scenario, folder, step=step, first=first)
+        again = partial(kill_again_and_again, scenario, folder, seed=given.seed)
+        yield Experiment(f"{scenario.name}: each point once", once, weight=4.0)
+        yield Experiment(f"{scenario.name}: recoveries killed too", again)
+    moments = partial(kill_at_moments, TRAINING_PROCESS, folder, seed=given.seed)
+    yield Experiment(f"{TRAINING_PROCESS.name}: at random moments", moments, weight=4.0)
+    for where in (None, Where(s3, "whole")):
+        runs = partial(kill_whole_runs, where, folder, seed=given.seed)
+        yield Experiment(f"sft run{', store in a bucket' if where else ''}: at random moments", runs, weight=8.0)
+    for exchange in (*exchanges, *with_server(gcs)):  # last: threads begin here, and forked was before
+        broken = partial(break_requests, exchange, folder, seed=given.seed)
+        yield Experiment(f"{exchange.name}: {SHARE:.0%} of requests broken", broken, weight=2.0)
 
-    def until(share: float) -> float:
-        return began + seconds * share
 
-    with serving("s3", folder / "server") as server:
-        if only in (None, "kills"):
-            end = 1.0 if only else 0.6
-            tallies += _kill((*LOCAL, *on_server(server)), folder, until(0.4 * end), until(end))
-        if only in (None, "faults"):
-            tallies += break_network(server, folder, until(1.0 if only else 0.8), range(seed, seed + 100_000))
-    if only in (None, "runs"):
-        tallies.append(kill_whole_runs(folder, until(1.0), most=1000))
-    return tallies
-
-
-def _kill(scenarios: tuple[Scenario, ...], folder: Path, half: float, deadline: float) -> list[Tally]:
-    """Kill at every point once, as far as the first part of the time goes, then recoveries too."""
-    tallies = [enumerate_kills(scenario, folder, half) for scenario in scenarios]
-    for number, scenario in enumerate(scenarios):
-        left = deadline - time.monotonic()
-        tallies.append(kill_again_and_again(scenario, folder, deadline - left * (1 - 1 / (len(scenarios) - number))))
+def run_all(chosen: list[Experiment], seconds: float) -> list[Tally]:
+    """Return the tally of each experiment; what one does not need of its time, the later ones have."""
+    deadline, tallies = time.monotonic() + seconds, []
+    for number, each in enumerate(chosen):
+        share = each.weight / sum(other.weight for other in chosen[number:])
+        tallies.append(each.run(time.monotonic() + (deadline - time.monotonic()) * share))
     return tallies
 
 

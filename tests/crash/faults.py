@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,79 @@ from tests.crash.laboratory import Tally
 from tests.crash.proxy import faulty
 from tests.crash.remote_scenarios import empty, fetch_from, publish_to, remote_is_whole, upload_rows, write_artifact
 from tests.crash.scenarios import fetch_rows, write_rows
-from tests.object_stores import file_server
 from tests.store_servers import Server, Where
 
 SHARE = 0.2
-LEASE_SECONDS = 30.0  # longer than a store that answers four of five requests can take
 KINDS = ("429", "500", "503", "reset", "lost", "cut", "slow", "silent", "flipped")
 BODIES = (".jsonl", ".bin", ".safetensors")
 """Of what a bit may be flipped on S3: what has a checksum. Nothing can tell a flipped bit of another answer."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Work with a server.
+
+    Attributes:
+        name: in the table of results.
+        upstream: URL of the server.
+        prepare: puts there what the work begins with, past the proxy.
+        work: does it all through the URL it is given; returns what must be the same on a quiet network.
+        flips: whether a bit of an answer may be flipped: only where the server states checksums.
+        look: returns a sentence for everything that a reader must not see in the end.
+    """
+
+    name: str
+    upstream: str
+    prepare: Callable[[Path], None]
+    work: Callable[[str, Path], Any]
+    flips: bool
+    look: Callable[[Path], list[str]] = lambda root: []
+
+
+def with_server(server: Server) -> tuple[Exchange, ...]:
+    """Return what is done with an object store."""
+    store, data, target = (Where(server, f"faults-{name}") for name in ("store", "data", "target"))
+    cloud, flips = server.kind.upper(), server.kind == "s3"
+
+    def at(where: Where, url: str) -> Where:
+        return replace(where, server=replace(server, url=url))
+
+    return (
+        Exchange(
+            f"store on {cloud}",
+            server.url,
+            partial(empty, store),
+            lambda url, root: write_artifact(at(store, url), root),
+            flips,
+            partial(remote_is_whole, store),
+        ),
+        Exchange(
+            f"fetch from {cloud}",
+            server.url,
+            partial(upload_rows, data),
+            lambda url, root: fetch_from(at(data, url), root),
+            flips,
+        ),
+        Exchange(
+            f"publish to {cloud}",
+            server.url,
+            partial(empty, target),
+            lambda url, root: publish_to(target, root, through=url),
+            flips,
+        ),
+    )
+
+
+def with_web(url: str, folder: Path) -> Exchange:
+    """Return fetching from a web server that serves a folder; it states no checksums."""
+    write_rows(folder)
+    return Exchange(
+        "fetch from a web server",
+        url,
+        lambda root: None,
+        lambda url, root: fetch_rows(root, path=f"{url}/data.jsonl"),
+        flips=False,
+    )
 
 
 def chance(seed: int, *, flips: bool, share: float = SHARE) -> Callable[[int, str, str], str | None]:
@@ -42,69 +107,28 @@ def chance(seed: int, *, flips: bool, share: float = SHARE) -> Callable[[int, st
     return choose
 
 
-def break_network(server: Server, folder: Path, deadline: float, seeds: Sequence[int]) -> list[Tally]:
-    """Do each work once for each seed, or until the deadline, with other faults each time."""
-    where = {name: Where(server, f"faults-{name}") for name in ("store", "data", "target")}
-    works: dict[str, tuple[Callable[[Path], None], Callable[[str, Path], Any]]] = {
-        "store on S3": (
-            partial(empty, where["store"]),
-            lambda url, root: write_artifact(_at(where["store"], url), root, 30.0),
-        ),
-        "fetch from S3": (
-            partial(upload_rows, where["data"]),
-            lambda url, root: fetch_from(_at(where["data"], url), root),
-        ),
-        "publish to S3": (
-            partial(empty, where["target"]),
-            lambda url, root: publish_to(where["target"], root, through=url),
-        ),
-    }
-    began, tallies = time.monotonic(), []
-    for number, (name, (prepare, work)) in enumerate(works.items(), 1):
-        until = began + (deadline - began) * 0.9 * number / len(works)
-        what = f"{name}, {SHARE:.0%} of requests broken"
-        tallies.append(_rounds(what, server.url, prepare, work, folder, until, seeds))
-    tallies[0].wrong += remote_is_whole(where["store"], folder / "seen")
-    with file_server(folder / "web") as web:
-        (folder / "web").mkdir(exist_ok=True)
-        write_rows(folder / "web")
-        work = lambda url, root: fetch_rows(root, path=f"{url}/data.jsonl")  # noqa: E731
-        name = f"fetch from a web server, {SHARE:.0%} of requests broken"
-        tallies.append(_rounds(name, web.endpoint, lambda root: None, work, folder, deadline, seeds))
-    return tallies
-
-
-def _at(where: Where, url: str) -> Where:
-    return replace(where, server=replace(where.server, url=url))
-
-
-def _rounds(
-    name: str,
-    upstream: str,
-    prepare: Callable[[Path], None],
-    work: Callable[[str, Path], Any],
-    folder: Path,
-    deadline: float,
-    seeds: Sequence[int],
-) -> Tally:
-    tally = Tally(name)
-    expected = work(upstream, _begin_anew(prepare, folder / "round"))
-    for seed in seeds:
+def break_requests(exchange: Exchange, folder: Path, deadline: float, seed: int, most: int = 100_000) -> Tally:
+    """Do the work again and again until the deadline, `most` times, each time with other faults."""
+    tally = Tally(f"{exchange.name}: {SHARE:.0%} of requests broken")
+    expected = exchange.work(exchange.upstream, _begin_anew(exchange, folder / "round"))
+    for number in range(seed, seed + most):
         if time.monotonic() > deadline:
             break
-        with faulty(upstream, chance(seed, flips="S3" in name)) as proxy:
+        with faulty(exchange.upstream, chance(number, flips=exchange.flips)) as proxy:
             proxy.silence = 0.3  # seconds
             began = time.monotonic()
             try:
-                found = _patiently(partial(work, proxy.endpoint, _begin_anew(prepare, folder / "round")), tally)
+                root = _begin_anew(exchange, folder / "round")
+                found = _patiently(partial(exchange.work, proxy.endpoint, root), tally)
             except Exception as error:  # noqa: BLE001  whatever it is, it is a result of the experiment
-                tally.wrong.append(f"{name}, seed {seed}: {type(error).__name__}: {error}")
+                tally.wrong.append(f"{tally.name}, seed {number}: {type(error).__name__}: {error}")
             else:
                 if found != expected:
-                    tally.wrong.append(f"{name}, seed {seed}: the result is another")
+                    tally.wrong.append(f"{tally.name}, seed {number}: the result is another")
             tally.recovery.append(time.monotonic() - began)
             tally.points = max(tally.points, len(proxy.requests))
             tally.faults += sum(proxy.injected.values())
+    tally.wrong += exchange.look(folder / "seen")
     return tally
 
 
@@ -118,8 +142,8 @@ def _patiently(work: Callable[[], Any], tally: Tally) -> Any:
     return work()
 
 
-def _begin_anew(prepare: Callable[[Path], None], root: Path) -> Path:
+def _begin_anew(exchange: Exchange, root: Path) -> Path:
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    prepare(root)
+    exchange.prepare(root)
     return root

@@ -2,7 +2,8 @@
 
 An operation is whatever the interpreter tells its audit hooks of: opening, renaming, linking, removing a file below the
 scenario's folder, making or removing a folder, taking a lock, sending a request; and every flush to disk. The process
-is forked from this one, which has done no work of its own, and gets SIGKILL just before its n-th operation.
+is forked from this one, which has done no work of its own, and gets SIGKILL just before its n-th operation, or, where
+what counts is done in foreign code, after some time.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gcsfs
 from aiobotocore.client import AioBaseClient
 
 ON_PATHS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.utime"}
@@ -47,16 +50,17 @@ class Counter:
             flush(descriptor)
 
         os.fsync = fsync
-        self._count_requests_of_s3fs()
+        self._count_calls(AioBaseClient, "_make_api_call")  # s3fs and gcsfs send past the interpreter's hooks
+        self._count_calls(gcsfs.GCSFileSystem, "_request")
 
-    def _count_requests_of_s3fs(self) -> None:
-        request = AioBaseClient._make_api_call  # it sends past the interpreter's hooks
+    def _count_calls(self, owner: type, name: str) -> None:
+        request = getattr(owner, name)
 
-        async def counted(client: AioBaseClient, *arguments: Any) -> Any:
+        async def counted(*arguments: Any, **named: Any) -> Any:
             self._count()
-            return await request(client, *arguments)
+            return await request(*arguments, **named)
 
-        AioBaseClient._make_api_call = counted
+        setattr(owner, name, counted)
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in ALWAYS or (event in ON_PATHS and self._is_ours(arguments)):
@@ -71,8 +75,10 @@ class Counter:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run_forked(work: Callable[[Path], Any], root: Path, point: int | None = None) -> Ended:
-    """Run `work(root)` in a process of its own, killed before its operation number `point` if it gets there.
+def run_forked(
+    work: Callable[[Path], Any], root: Path, point: int | None = None, *, seconds: float | None = None
+) -> Ended:
+    """Run `work(root)` in a process of its own, killed before its operation number `point`, or after so many seconds.
 
     Raises:
         AssertionError: the work raised an error.
@@ -83,8 +89,14 @@ def run_forked(work: Callable[[Path], Any], root: Path, point: int | None = None
         os.close(read)
         _work(work, root, point, write)
     os.close(write)
+    killer = threading.Timer(seconds, os.kill, (child, signal.SIGKILL)) if seconds is not None else None
+    if killer:
+        killer.start()
     with os.fdopen(read, "rb") as answers:
         text = answers.read()
+    if killer:
+        killer.cancel()
+        killer.join()
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL, f"ended by signal {os.WTERMSIG(status)}"

@@ -12,8 +12,11 @@ from typing import Any
 
 from stages.errors import TransientError
 from tasks.stage_task import RETRIES
-from tests.crash.killing import run_forked
+from tests.crash.killing import Ended, run_forked
 from tests.crash.scenarios import Scenario, nothing
+
+ROOT = "work"
+"""The folder of every try: what is published tells where it is."""
 
 
 @dataclass
@@ -53,21 +56,20 @@ class Tally:
         }
 
 
-def enumerate_kills(scenario: Scenario, folder: Path, deadline: float, step: int = 1) -> Tally:
-    """Kill at operation 1, 1 + step, ... of a scenario, until its work ends before that operation.
+def enumerate_kills(scenario: Scenario, folder: Path, deadline: float, step: int = 1, first: int = 1) -> Tally:
+    """Kill at operation `first`, `first + step`, ... of a scenario, until its work ends before that operation.
 
     Args:
         scenario: what is killed.
         folder: to work in.
         deadline: of `time.monotonic()`; no kill begins after it.
         step: 1 kills at every operation.
+        first: where to begin.
     """
-    tally = Tally(scenario.name)
-    root = folder / "work"  # one name for all: what is published tells where it is
-    _begin_anew(scenario, root)
-    expected = run_forked(scenario.work, root)
+    tally, root = Tally(f"{scenario.name}: each point once"), folder / ROOT
+    expected, _ = _undisturbed(scenario, root)
     tally.points = expected.operations
-    for point in range(1, 100_000, step):
+    for point in range(first, 100_000, step):
         _begin_anew(scenario, root)
         if time.monotonic() > deadline or not run_forked(scenario.work, root, point).killed:
             break
@@ -78,9 +80,8 @@ def enumerate_kills(scenario: Scenario, folder: Path, deadline: float, step: int
 
 def kill_again_and_again(scenario: Scenario, folder: Path, deadline: float, seed: int = 0) -> Tally:
     """Kill at random operations, and each recovery too, up to four times, until the deadline."""
-    rng, tally, root = random.Random(seed), Tally(f"{scenario.name}; recoveries killed too"), folder / "work"
-    _begin_anew(scenario, root)
-    expected = run_forked(scenario.work, root)
+    rng, tally, root = random.Random(seed), Tally(f"{scenario.name}: recoveries killed too"), folder / ROOT
+    expected, _ = _undisturbed(scenario, root)
     tally.points = expected.operations
     while time.monotonic() < deadline:
         _begin_anew(scenario, root)
@@ -88,6 +89,26 @@ def kill_again_and_again(scenario: Scenario, folder: Path, deadline: float, seed
         tally.kills += sum(run_forked(scenario.work, root, point).killed for point in points)
         judge(scenario, root, expected.result, tally, f"killed at operations {points}")
     return tally
+
+
+def kill_at_moments(scenario: Scenario, folder: Path, deadline: float, seed: int = 0) -> Tally:
+    """Kill at random moments, one to three times before the work may end, until the deadline."""
+    rng, tally, root = random.Random(seed), Tally(f"{scenario.name}: at random moments"), folder / ROOT
+    expected, seconds = _undisturbed(scenario, root)
+    while time.monotonic() < deadline:
+        _begin_anew(scenario, root)
+        moments = [rng.uniform(0, seconds) for _ in range(rng.randint(1, 3))]
+        tally.kills += sum(run_forked(scenario.work, root, seconds=moment).killed for moment in moments)
+        judge(scenario, root, expected.result, tally, f"killed after {moments} seconds")
+    return tally
+
+
+def _undisturbed(scenario: Scenario, root: Path) -> tuple[Ended, float]:
+    """Return how the work ends when nothing happens, and the seconds that it takes."""
+    scenario.warm_up()
+    _begin_anew(scenario, root)
+    began = time.monotonic()
+    return run_forked(scenario.work, root), time.monotonic() - began
 
 
 def judge(scenario: Scenario, root: Path, expected: Any, tally: Tally, what: str) -> None:

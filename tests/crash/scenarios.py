@@ -14,7 +14,6 @@ import pandas  # noqa: F401  pyarrow imports it with its first array, which woul
 
 from configs.schema import RunConfig
 from stages.artifacts import Artifact, FileDigests, Store, digest_of, sha256_file
-from stages.artifacts import collect as collecting
 from stages.artifacts.collect import collect, removable
 from stages.fetch import STAGE as FETCH
 from stages.fetch import shards
@@ -22,6 +21,8 @@ from stages.publish import stage as publish
 from stages.stage import Context, run_stage
 
 ROWS = 60
+IN_AN_HOUR = -60.0
+"""Seconds after which drafts are old: those of now, too, as they will be in an hour."""
 KEYS = {"base_model": "base", "learning_rate": 1e-4, "micro_batch_size": 1, "gradient_accumulation_steps": 1}
 SHARDS = {"a.bin": b"first", "part/b.bin": b"second" * 1000, "part/c.bin": b"third"}
 MODEL = {"config.json": b"{}", "model-1.safetensors": bytes(range(256)) * 64, "model-2.safetensors": b"second"}
@@ -37,6 +38,7 @@ class Scenario:
         work: does it all, whatever an earlier try has left; returns what must be the same however often it was killed.
         look: returns a sentence for everything that a reader must never see.
         leftovers: returns what is still there though the work is done and garbage was collected.
+        warm_up: imports here what every forked process would need seconds to import.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Scenario:
     work: Callable[[Path], Any]
     look: Callable[[Path], list[str]]
     leftovers: Callable[[Path], list[str]]
+    warm_up: Callable[[], None] = lambda: None
 
 
 def nothing(root: Path) -> None:
@@ -80,9 +83,8 @@ def artifacts_are_whole(root: Path) -> list[str]:
 
 def left_in_store(root: Path) -> list[str]:
     """Collect all garbage, an hour later, and tell what is left that no artifact and no record accounts for."""
-    collecting.DRAFT_SECONDS = -60.0
     store = Store(root / "store")
-    collect(store, removable(store, days=0))
+    collect(store, removable(store, days=0), draft_seconds=IN_AN_HOUR)
     known = {artifact.path(entry.path) for artifact in store.artifacts() for entry in artifact.manifest.files}
     known |= {artifact.folder / name for artifact in store.artifacts() for name in ("manifest.json", ".used")}
     found = [path for path in (root / "store").rglob("*") if path.is_file() and path not in known]

@@ -1,45 +1,91 @@
-"""Whole runs, `sft run`, killed with all their processes at random moments and started again."""
+"""Whole runs, `sft run`, killed at random moments and started again; also on machines whose disk is lost with them."""
 
 from __future__ import annotations
 
 import random
 import shutil
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import orjson
+import psutil
 
+from tests.crash.killing import run_forked
 from tests.crash.laboratory import Tally
-from tests.project import Project, end_tree
+from tests.crash.remote_scenarios import empty, left_in_bucket, remote_is_whole
+from tests.crash.scenarios import artifacts_are_whole
+from tests.crash.stage_scenarios import left_but_checkpoints
+from tests.project import Project, descendants
+from tests.store_servers import Where
 
 FILES = ("out/merged/model.safetensors", "out/merged/tokenizer.json", "out/adapter_model.safetensors")
+COURSE: dict[str, Any] = {"save_steps": 1, "max_steps": 6}
 
 
-def kill_whole_runs(folder: Path, deadline: float, most: int) -> Tally:
-    """Kill a run once or twice, finish it, and compare the model with that of an undisturbed run."""
-    tally = Tally("sft run: train and flow, killed at random moments")
-    original = Project.create(folder / "original", rows=40, save_steps=1, max_steps=6)
-    reference, seconds = _finish(_copy(original, folder / "reference"))
-    rng = random.Random(0)
-    while tally.kills < most and time.monotonic() + 2 * seconds < deadline:
-        project = _copy(original, folder / "killed")
-        for _ in range(rng.randint(1, 2)):
+def kill_whole_runs(where: Where | None, folder: Path, deadline: float, seed: int) -> Tally:
+    """Kill a run one to three times, finish it, and compare the model with that of an undisturbed run.
+
+    With a place in a bucket the store is there, and with every second kill the machine's disk is lost: its cache, its
+    work, and the output folder.
+    """
+    tally = Tally(f"sft run{', store in a bucket, disks lost' if where else ''}: at random moments")
+    original = folder / "original"
+    shutil.rmtree(original, ignore_errors=True)
+    run_forked(partial(_create, where), original)
+    reference, seconds = _finish(_machine(original, folder / "project", where))
+    rng = random.Random(seed)
+    while time.monotonic() + 2 * seconds < deadline:
+        project = _machine(original, folder / "project", where)
+        for _ in range(rng.randint(1, 3)):
             process = project.start("run", "run.yaml")
             time.sleep(rng.uniform(0.05, 1.0) * seconds)
-            if process.poll() is None:
-                tally.kills += 1
-            end_tree(process)
+            children = descendants(process.pid)
+            tally.kills += process.poll() is None
+            process.kill()
+            process.communicate()
+            tally.wrong += [f"{child} outlived its run" for child in psutil.wait_procs(children, timeout=30)[1]]
+            tally.wrong += _look(where, project.folder)
+            if where and rng.random() < 0.5:
+                _lose_disk(project.folder)
         found, took = _finish(project)
         tally.recovery.append(took)
+        tally.wrong += _look(where, project.folder)
+        tally.wrong += run_forked(partial(_left, where), project.folder).result
         if found != reference:
             tally.wrong.append(f"kill {tally.kills}: the model differs from that of an undisturbed run")
     return tally
 
 
-def _copy(original: Project, folder: Path) -> Project:
+def _create(where: Where | None, folder: Path) -> None:
+    store: dict[str, Any] = {}
+    if where:
+        store = {"artifact_store": where.address, "artifact_store_options": {"endpoint_url": where.server.url}}
+    Project.create(folder, rows=40, **COURSE, **store)
+
+
+def _machine(original: Path, folder: Path, where: Where | None) -> Project:
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(original.folder, folder)
+    shutil.copytree(original, folder)
+    if where:
+        run_forked(partial(empty, where), folder)
     return Project(folder, {"XDG_CACHE_HOME": str(folder / "cache")})
+
+
+def _lose_disk(folder: Path) -> None:
+    for name in ("cache", "out", ".prefect"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _look(where: Where | None, folder: Path) -> list[str]:
+    look = partial(remote_is_whole, where) if where else artifacts_are_whole
+    return [f"a reader sees: {line}" for line in run_forked(look, folder).result]
+
+
+def _left(where: Where | None, folder: Path) -> list[str]:
+    left = left_in_bucket(where, folder) if where else left_but_checkpoints(folder)
+    return [f"left over: {name}" for name in left]
 
 
 def _finish(project: Project) -> tuple[list[bytes], float]:
