@@ -1,12 +1,14 @@
 """Real object stores on this machine's loopback, for tests: SeaweedFS for S3; two emulators of Google's.
 
-`gcs` keeps to conditions, `gcs-loose` accepts them and does not keep to them.
+`gcs` keeps to conditions, `gcs-loose` accepts them and does not keep to them. For what only reads or publishes there
+are `s3_server`, which is up in a second and lets everybody in, and `gcs_server`.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -183,3 +185,39 @@ def _make_bucket(kind: str, url: str, process: subprocess.Popen[bytes]) -> None:
         else:
             return
     raise AssertionError(f"{url} did not come up: exit code {process.poll()}")
+
+
+MOTO = "from moto.server import main; main()"
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """Run a server that speaks S3, whatever the credentials, and give its endpoint."""
+    port = free_port()
+    with _listening([sys.executable, "-c", MOTO, "-H", "127.0.0.1", "-p", str(port)], port):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def gcs_server() -> Iterator[str]:
+    """Run a server that speaks the JSON interface of GCS and give its endpoint."""
+    port = free_port()
+    with _listening(_command("gcs-loose", Path(), port), port):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def _listening(command: list[str], port: int, seconds: float = 120) -> Iterator[None]:
+    server = subprocess.Popen(bound(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert server.poll() is None, f"the server ended with code {server.returncode}"
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield
+    finally:
+        server.terminate()
+        server.wait(30)

@@ -17,8 +17,8 @@ from stages.base_model import MODEL_FILES, TOKENIZER_FILES, find_model, find_tok
 from stages.errors import ConfigError
 from tests.crash.proxy import faulty
 from tests.fetched import REQUIRED
-from tests.object_stores import s3_server
 from tests.project import Project
+from tests.store_servers import s3_server
 from tests.tiny import build_model
 
 

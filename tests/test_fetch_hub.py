@@ -20,7 +20,8 @@ import pytest
 import yaml
 
 from tests.hub_endpoint import Hub, serving
-from tests.object_stores import file_server, gcs_server, s3_server
+from tests.store_servers import gcs_server, s3_server
+from tests.web_server import file_server
 
 FETCH = """
 import sys, json

@@ -21,8 +21,9 @@ from stages.remote import download
 from stages.remote.patience import Patience
 from stages.stage import run_stage
 from tests.crash.proxy import faulty
-from tests.object_stores import FileServer, file_server, gcs_server, s3_server
+from tests.store_servers import gcs_server, s3_server
 from tests.test_fetch import COMPRESS, LINES, ROWS, WRITTEN, Bench, rows_of
+from tests.web_server import FileServer, file_server
 
 Put = Callable[[str, bytes], str]
 """Writes an object and returns its URL."""

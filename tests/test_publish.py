@@ -28,7 +28,7 @@ from stages.publish.target import FolderTarget, explain, open_target
 from stages.remote.filesystem import open_filesystem
 from stages.stage import Context, StageResult, run_stage
 from tests.crash.proxy import faulty
-from tests.object_stores import gcs_server
+from tests.store_servers import gcs_server
 
 MODEL = {
     "config.json": b'{"model_type": "llama"}',

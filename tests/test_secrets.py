@@ -16,8 +16,9 @@ from configs.load import load_run
 from configs.schema import RunConfig
 from stages.errors import ConfigError
 from tasks.blocks import names_blocks, with_blocks
-from tests.object_stores import FileServer, file_server, s3_server
 from tests.project import Project
+from tests.store_servers import s3_server
+from tests.web_server import FileServer, file_server
 
 SECRETS = {
     "environment": "plantedEnvironmentSecret0",

@@ -21,8 +21,8 @@ from tests.crash.remote_scenarios import on_server
 from tests.crash.scenarios import LOCAL
 from tests.crash.stage_scenarios import TRAINING_PROCESS, WITH_MODEL
 from tests.crash.whole import kill_whole_runs
-from tests.object_stores import file_server
 from tests.store_servers import ENVIRONMENT, Server, Where, serving
+from tests.web_server import file_server
 
 SAMPLE = 13  # the short form kills at every so many operations
 

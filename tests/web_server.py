@@ -1,14 +1,11 @@
-"""Real servers on loopback ports for what the project reads and writes over the network: S3, GCS, plain HTTP."""
+"""A web server on a loopback port that says of its files what the tests want it to say."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
-import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
@@ -16,54 +13,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
-
-from stages.lifeline import bound
-
-MOTO = "from moto.server import main; main()"
-GCS = """
-import sys
-from gcp_storage_emulator.server import create_server
-create_server("127.0.0.1", int(sys.argv[1]), in_memory=True).run()
-"""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def s3_server() -> Iterator[str]:
-    """Run a server that speaks S3 and give its endpoint."""
-    port = free_port()
-    with _server([sys.executable, "-c", MOTO, "-H", "127.0.0.1", "-p", str(port)], port):
-        yield f"http://127.0.0.1:{port}"
-
-
-@contextmanager
-def gcs_server() -> Iterator[str]:
-    """Run a server that speaks the JSON interface of GCS and give its endpoint."""
-    port = free_port()
-    with _server([sys.executable, "-c", GCS, str(port)], port):
-        yield f"http://127.0.0.1:{port}"
-
-
-@contextmanager
-def _server(command: list[str], port: int, seconds: float = 120) -> Iterator[None]:
-    server = subprocess.Popen(bound(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            assert server.poll() is None, f"the server ended with code {server.returncode}"
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        yield
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 class FileServer(ThreadingHTTPServer):
@@ -152,8 +101,6 @@ class _FileHandler(BaseHTTPRequestHandler):
         return self._send(200, headers, content)
 
     def _may(self) -> bool:
-        import base64
-
         wanted = base64.b64encode((self.server.password or "").encode()).decode()
         return self.headers.get("Authorization") == f"Basic {wanted}" or self.server.password in self.path
 
