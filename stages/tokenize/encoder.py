@@ -146,6 +146,7 @@ class Encoder:
         self._backend: Backend = self._reference
         self._texts_left = fast_after if says_bytes(settings) else -1
         self._is_byte_level = settings["normalizer"] is None and says_bytes(settings)
+        self._keeps_spaces = _keeps_spaces(self._tokenizer, settings)
         self._vocabulary = Vocabulary(self._tokenizer, settings)
         self._bytes = ByteLevel(self._vocabulary, eos, eot) if says_bytes(settings) else None
         self._affixes = _affixes(self._tokenizer)
@@ -382,11 +383,21 @@ class Encoder:
             return True
         if self._is_byte_level:
             inner = said.strip("\ufffd")
+            if not self._keeps_spaces:
+                inner, text = _without_spaces(inner), _without_spaces(text)
             return 0 <= len(text) - len(inner) <= 2 and inner in text
         if self._tokenizer.normalizer is not None:
             text = self._tokenizer.normalizer.normalize_str(text)
             said = self._tokenizer.normalizer.normalize_str(said)
         return _without_spaces(said) == _without_spaces(text)
+
+
+def _keeps_spaces(tokenizer: Tokenizer, settings: dict[str, Any]) -> bool:
+    """Return whether the tokens of a byte-level tokenizer hold all white space of a text."""
+    if any(token["lstrip"] or token["rstrip"] for token in settings["added_tokens"]):
+        return False
+    text = "a \n b"
+    return bool(tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text)
 
 
 def _affixes(tokenizer: Tokenizer) -> tuple[Ids, Ids] | None:

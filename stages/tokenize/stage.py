@@ -99,7 +99,7 @@ def produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dic
     return {**facts, "tokenizer": tokenizer}
 
 
-STAGE = Stage("tokenize", 4, ("fetch",), inputs, produce)
+STAGE = Stage("tokenize", 5, ("fetch",), inputs, produce)
 
 
 @dataclass(frozen=True)
