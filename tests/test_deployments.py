@@ -221,19 +221,23 @@ def test_a_run_whose_machine_is_gone_is_ended_by_the_server(project: Project, ap
         wait_for(lambda: not of_training(project.folder), 60, lambda: str(of_training(project.folder)))
 
 
+IN_THE_IMAGE = {"prefect.deployments.steps.set_working_directory": {"directory": "/work"}}
+
+
 @pytest.mark.slow
 def test_the_file_of_deployments_is_taken_by_prefect(project: Project, api: Api) -> None:
     for name, kind in (("sft-docker", "docker"), ("sft-kubernetes", "kubernetes")):
         deploy(project, f"orchestration.work_pool={name}", "--pool-type", kind, "--image", "x:1")
+        assert api("/deployments/name/sft/nightly")["pull_steps"] == [IN_THE_IMAGE]
     deploy(project)
+    assert not api("/deployments/name/sft/nightly")["pull_steps"]
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_YAML)]
     environment = {**os.environ, **project.environment, "SFT_IMAGE": "registry/sft:1"}
     done = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     in_a_container = api("/deployments/name/sft/run-docker")
     assert in_a_container["job_variables"]["image"] == "registry/sft:1"
-    [step] = in_a_container["pull_steps"]
-    assert step == {"prefect.deployments.steps.set_working_directory": {"directory": "/work"}}
+    assert in_a_container["pull_steps"] == [IN_THE_IMAGE]
     assert {"run-prepare", "run-train", "run-publish"} <= {entry["name"] for entry in api("/deployments/filter", {})}
     triggers = [automation["trigger"].get("expect") for automation in api("/automations/filter", {})]
     assert {("sft.data.changed",), ("sft.prepared",), ("sft.trained",)} <= {tuple(expect or ()) for expect in triggers}

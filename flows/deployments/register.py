@@ -14,6 +14,7 @@ from prefect.client.schemas.filters import WorkQueueFilter, WorkQueueFilterName
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
+from prefect.runner.storage import LocalStorage
 from prefect.types.entrypoint import EntrypointType
 
 from configs.load import LoadedRun
@@ -26,6 +27,8 @@ from stages.errors import ConfigError, Problem
 
 PoolType = Literal["process", "docker", "kubernetes"]
 HEARTBEAT_SECONDS = 30
+IMAGE_FOLDER = "/work"
+"""Where a run in a container works: the folder of the image in which a project is mounted."""
 FLOWS: dict[str, Flow[Any, Any]] = {flow.name: flow for flow in (sft, watch)}
 
 
@@ -104,9 +107,10 @@ def register(loaded: LoadedRun, overrides: Sequence[str], target: Target, notify
 def _deployment(
     part: Part, name: str, loaded: LoadedRun, overrides: Sequence[str], job: dict[str, Any]
 ) -> RunnerDeployment:
-    config = loaded.path.resolve() if "working_dir" in job else loaded.path
+    here = "working_dir" in job
+    config = loaded.path.resolve() if here else loaded.path
     schedules = [DeploymentScheduleCreate(schedule=part.schedule, parameters=_chain(part))] if part.schedule else []
-    return RunnerDeployment.from_flow(
+    deployment = RunnerDeployment.from_flow(
         FLOWS[part.flow],
         part.name,
         schedules=schedules,
@@ -117,6 +121,9 @@ def _deployment(
         job_variables=job,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    if not here:  # else Prefect copies the whole folder to a temporary one, and what is made there is lost
+        deployment.storage = LocalStorage(IMAGE_FOLDER)
+    return deployment
 
 
 def _chain(part: Part) -> dict[str, Any]:

@@ -21,6 +21,9 @@ def main() -> int:
     job = Job.model_validate_json(Path(sys.argv[1]).read_bytes())
     work, rank = WorkFolder(job.work), int(os.environ["RANK"])
     _print_to(work.rank_log(rank))
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # it warns when imported, and at each product that it rounds
     from stages.train.worker import train  # torch takes seconds: first the lines above
 
     try:

@@ -23,9 +23,9 @@ def launch(job: Job, work: WorkFolder, context: Context, *, threads: int, steps:
     Whatever leaves this function (an error, a cancellation), no process of the training is left behind.
     """
     with sigterm_once():
+        follower = Follower(work, context, steps)
         agents = start_agents(job, work, threads=threads)
         try:
-            follower = Follower(work, context, steps)
             while (code := agents.poll()) is None:
                 follower.look()
                 time.sleep(POLL_SECONDS)

@@ -160,7 +160,6 @@ def _prepare_process(job: Job) -> None:
         logging.getLogger().setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)  # of one library about another
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8-bit layers say at each product that they round
     transformers.logging.set_verbosity_warning()
     transformers.logging.disable_progress_bar()
     transformers.set_seed(job.run.seed)

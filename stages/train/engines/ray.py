@@ -28,21 +28,31 @@ class RayAgents:
     """An actor a node, each with an agent as its child, which the kernel ends with it."""
 
     def __init__(self, job: Job, work: WorkFolder, threads: int, attempt: int) -> None:
+        self._job, self._work, self._attempt = job, work, attempt
         self._ray = connect(job.run.launcher.ray.address, "launcher.ray", environment(threads))
+        bundles = [_bundle(job)] * job.run.launcher.nodes
+        self._places = self._ray.util.placement_group(bundles, strategy="STRICT_SPREAD")
+        self._said = -SAY_SECONDS
         self._actors: list[Any] = []
         self._codes: list[Any] = []
         self._addresses: list[str] = []
-        try:
-            self._group = _places(self._ray, job, work)
-            self._start(job, work, attempt)
-        except BaseException as error:
-            self.end(0.0)
-            if isinstance(error, self._ray.exceptions.RayError):
-                raise TransientError(f"launcher.ray: a node was lost before the training began: {error}") from error
-            raise
 
     def poll(self) -> int | None:
-        """Return the code of the first agent that has failed, or 0 when every agent is done."""
+        """Return the code of the first agent that has failed, or 0 when every agent is done.
+
+        Until the cluster has room the training waits, as in a queue.
+
+        Raises:
+            TransientError: a node was lost before the training began.
+        """
+        if not self._codes:
+            if not self._places.wait(timeout_seconds=1):
+                self._say_what_is_missing()
+                return None
+            try:
+                self._start()
+            except self._ray.exceptions.RayError as error:
+                raise TransientError(f"launcher.ray: a node was lost before the training began: {error}") from error
         codes = self._ended()
         if any(codes.values()):
             return next(code for code in codes.values() if code)
@@ -74,19 +84,31 @@ class RayAgents:
                     codes[node] = NO_HOST
         return codes
 
-    def _start(self, job: Job, work: WorkFolder, attempt: int) -> None:
+    def _start(self) -> None:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        bundle = _bundle(job)
+        bundle, launcher = _bundle(self._job), self._job.run.launcher
         actor = self._ray.remote(num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0), max_concurrency=2)(NodeAgent)
-        for node in range(job.run.launcher.nodes):
-            place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=node)
+        for node in range(launcher.nodes):
+            place = PlacementGroupSchedulingStrategy(self._places, placement_group_bundle_index=node)
             self._actors.append(actor.options(scheduling_strategy=place).remote())
         self._addresses = self._ray.get([actor.address.remote() for actor in self._actors])
-        meeting = f"{self._addresses[0]}:{job.run.launcher.port}"
+        meeting = f"{self._addresses[0]}:{launcher.port}"
         for node, (actor, address) in enumerate(zip(self._actors, self._addresses, strict=True)):
-            module = agent_module(job, work, node=node, meeting=meeting, address=address, attempt=attempt)
-            self._codes.append(actor.run.remote([sys.executable, *module], str(Path.cwd()), str(work.log)))
+            module = agent_module(
+                self._job, self._work, node=node, meeting=meeting, address=address, attempt=self._attempt
+            )
+            self._codes.append(actor.run.remote([sys.executable, *module], str(Path.cwd()), str(self._work.log)))
+
+    def _say_what_is_missing(self) -> None:
+        if time.monotonic() - self._said < SAY_SECONDS:
+            return
+        self._said = time.monotonic()
+        free = self._ray.available_resources()
+        has = {name: int(free.get(name, 0)) for name in ("CPU", "GPU")}
+        with self._work.log.open("a") as log:
+            log.write(f"waiting for {self._job.run.launcher.nodes} node(s) with {_bundle(self._job)} free each; ")
+            log.write(f"the cluster has {has} free\n")
 
 
 class NodeAgent:
@@ -125,21 +147,3 @@ def _bundle(job: Job) -> dict[str, int]:
     """Return what a node has to have free."""
     each = job.world_size // job.run.launcher.nodes
     return {"CPU": each, "GPU": each} if job.run.launcher.gpus else {"CPU": each}
-
-
-def _places(ray: Any, job: Job, work: WorkFolder) -> Any:
-    """Return the placement group, when the cluster has room for it: until then the training waits, as in a queue."""
-    bundle, nodes = _bundle(job), job.run.launcher.nodes
-    group = ray.util.placement_group([bundle] * nodes, strategy="STRICT_SPREAD")
-    said = -SAY_SECONDS
-    while not group.wait(timeout_seconds=1):
-        if time.monotonic() - said > SAY_SECONDS:
-            said = time.monotonic()
-            with work.log.open("a") as log:
-                log.write(f"waiting for {nodes} node(s) with {bundle} free; the cluster has {_free(ray)}\n")
-    return group
-
-
-def _free(ray: Any) -> dict[str, int]:
-    free = ray.available_resources()
-    return {name: int(free.get(name, 0)) for name in ("CPU", "GPU")}

@@ -33,6 +33,8 @@ class SlurmAgents:
                 "launcher.type is slurm, and there is no `sbatch` here. Start the run where jobs are submitted."
             ) from None
         self._id = self._submitted()
+        with work.log.open("a") as log:
+            log.write(f"submitted as Slurm job {self._id}\n")
 
     def poll(self) -> int | None:
         """Return the exit code of the job, or None while it waits or runs."""
