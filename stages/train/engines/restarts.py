@@ -35,13 +35,13 @@ class RestartedAgents:
         code = self._agents.poll()
         if not code or not self._left or not is_lost(self._work, code):
             return code
-        lost = ", ".join(self._agents.failed())
+        where = ", ".join(self._agents.failed())  # the lost one, or one that missed it first
         self._agents.end(GRACE_SECONDS)
         self._left -= 1
         self._starts += 1
         self._work.clear_reports()
         with self._work.log.open("a") as log:
-            log.write(f"lost: {lost}; all agents are started again ({self._starts})\n")
+            log.write(f"a process or node is lost, as {where} tells; all agents are started again ({self._starts})\n")
         self._agents = self._start(self._starts)
         return None
 
