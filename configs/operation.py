@@ -136,6 +136,9 @@ class PublishConfig(Section):
 
     to: Place = Field(description="Folder or fsspec URL (s3://, gs://, memory excluded) that receives the model.")
     storage_options: StorageOptions = Field({}, description=OPTIONS_HELP % "the target")
+    allow_prompt_difference: bool = Field(
+        False, description="Publish although inference renders prompts otherwise than they were in training."
+    )
 
 
 def _as_publish(value: Any) -> Any:

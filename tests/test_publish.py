@@ -28,6 +28,7 @@ from stages.publish.target import FolderTarget, explain, open_target
 from stages.remote.filesystem import open_filesystem
 from stages.stage import Context, StageResult, run_stage
 from tests.crash.proxy import faulty
+from tests.published import upstream_of
 from tests.store_servers import gcs_server
 
 MODEL = {
@@ -67,7 +68,12 @@ def merged(store: Store, files: dict[str, bytes] = MODEL) -> Artifact:
 
 def publish_to(where: str, store: Store, model: Artifact) -> StageResult:
     context = Context(run_to(where), FileDigests(store.root / "digests.sqlite"))
-    return run_stage(publish.STAGE, context, {"merge": model}, store)
+    return run_stage(publish.STAGE, context, upstream_of(store, model), store)
+
+
+def in_folder(model: Artifact) -> dict[str, Path]:
+    folder = model.path("model")
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -80,6 +86,7 @@ def test_a_folder_holds_the_model_and_a_true_receipt(store: Store, tmp_path: Pat
 
     there = files_in(target)
     receipt = json.loads(there.pop("sft-receipt.json"))
+    assert there.pop("README.md").startswith(b"---")
     assert there == MODEL
     assert receipt["to"] == str(target)
     assert receipt["model"] == model.digest
@@ -129,8 +136,25 @@ def test_a_new_model_takes_the_place_of_the_old_and_of_nothing_else(store: Store
     publish_to(str(target), store, merged(store, SMALLER))
 
     there = files_in(target)
-    assert set(there) == {*SMALLER, "sft-receipt.json", "notes.txt", "model-00002-of-00002.safetensors"}
+    kept = {"notes.txt", "model-00002-of-00002.safetensors"}
+    assert set(there) == {*SMALLER, "README.md", "sft-receipt.json", *kept}
     assert there["config.json"] == SMALLER["config.json"]
+
+
+def test_a_card_that_somebody_edited_is_kept_and_one_of_ours_is_replaced(store: Store, tmp_path: Path) -> None:
+    target, other = tmp_path / "target", merged(store, SMALLER)
+    publish_to(str(target), store, merged(store))
+    first = (target / "README.md").read_text()
+    publish_to(str(target), store, other)
+    second = (target / "README.md").read_text()
+    assert second != first  # of another model
+    (target / "README.md").write_text("what I say of it")
+    assert publish_to(str(target), store, other).status == "reused"  # the model is there
+    publish_to(str(target), store, merged(store))
+    assert (target / "README.md").read_text() == "what I say of it"
+    (target / "README.md").unlink()
+    publish_to(str(target), store, other)
+    assert (target / "README.md").read_text() == second
 
 
 def test_a_receipt_cannot_reach_outside_its_folder(store: Store, tmp_path: Path) -> None:
@@ -181,7 +205,7 @@ def test_broken_off_anywhere_the_receipt_is_true_and_the_next_try_is_whole(store
     for changes in range(30):
         target = tmp_path / f"target{changes}"
         publish_to(str(target), store, old)
-        transfer = publish.Transfer(Broken(target, changes), new.path("model"), context, total=1)
+        transfer = publish.Transfer(Broken(target, changes), in_folder(new), context, total=1)
         try:
             transfer.publish(files, receipt)
         except KeyboardInterrupt:
@@ -191,11 +215,13 @@ def test_broken_off_anywhere_the_receipt_is_true_and_the_next_try_is_whole(store
                     hashlib.sha256((target / entry["path"]).read_bytes()).hexdigest() == entry["sha256"]
                     for entry in claimed["files"]
                 ), changes
-            publish.Transfer(FolderTarget(target), new.path("model"), context, total=1).publish(files, receipt)
+            publish.Transfer(FolderTarget(target), in_folder(new), context, total=1).publish(files, receipt)
             finished = False
         else:
             finished = True
-        assert files_in(target) == {**SMALLER, "sft-receipt.json": receipt}, changes
+        there = files_in(target)
+        assert there.pop("README.md").startswith(b"---")  # of the model before; this one comes without a card
+        assert there == {**SMALLER, "sft-receipt.json": receipt}, changes
         if finished:
             break
     assert changes > 6  # of the old receipt, the files, the stale files, the new receipt
@@ -215,7 +241,7 @@ def test_a_byte_that_changed_on_its_way_is_seen(store: Store, tmp_path: Path) ->
     context = Context(run_to("unused"), FileDigests(tmp_path / "digests"))
     files = [entry.model_copy(update={"path": entry.path[6:]}) for entry in model.manifest.files if "/" in entry.path]
     with pytest.raises(TransientError, match="other bytes"):
-        publish.Transfer(Liar(target), model.path("model"), context, total=1).publish(files, b"{}")
+        publish.Transfer(Liar(target), in_folder(model), context, total=1).publish(files, b"{}")
     assert files_in(target) == {}
 
 
@@ -231,6 +257,7 @@ def test_two_publications_at_once_leave_one_whole_model(store: Store, tmp_path: 
         thread.join()
     there = files_in(target)
     listed = json.loads(there.pop("sft-receipt.json"))["files"]
+    del there["README.md"]
     assert {entry["path"]: entry["sha256"] for entry in listed} == {
         name: hashlib.sha256(data).hexdigest() for name, data in there.items()
     }
@@ -331,7 +358,7 @@ def test_s3_holds_the_model_and_is_repaired_and_replaced(store: Store, bucket: A
     publish_to(where, store, model)
     expected = objects_in(bucket, "team/model/")
     receipt = json.loads(expected["sft-receipt.json"])
-    assert {name: data for name, data in expected.items() if name != "sft-receipt.json"} == MODEL
+    assert {name: expected[name] for name in expected.keys() - {"README.md", "sft-receipt.json"}} == MODEL
     assert receipt["to"] == where
     assert publish_to(where, store, model).status == "reused"
 
@@ -341,7 +368,7 @@ def test_s3_holds_the_model_and_is_repaired_and_replaced(store: Store, bucket: A
 
     bucket.put_object(Key="team/model/notes.txt", Body=b"by hand")
     publish_to(where, store, merged(store, SMALLER))
-    assert set(objects_in(bucket, "team/model/")) == {*SMALLER, "sft-receipt.json", "notes.txt"}
+    assert set(objects_in(bucket, "team/model/")) == {*SMALLER, "README.md", "sft-receipt.json", "notes.txt"}
 
 
 def test_gcs_holds_the_model_and_only_what_is_missing_is_sent_again(store: Store, tmp_path: Path) -> None:
@@ -362,13 +389,13 @@ def test_gcs_holds_the_model_and_only_what_is_missing_is_sent_again(store: Store
             return None
 
         proxy.choose = second_upload_is_lost
-        assert run_stage(publish.STAGE, context, {"merge": model}, store).status == "ran"
+        assert run_stage(publish.STAGE, context, upstream_of(store, model), store).status == "ran"
         there = {name: filesystem.cat_file(f"models/team/model/{name}") for name in (*MODEL, "sft-receipt.json")}
         assert {name: there[name] for name in MODEL} == MODEL
-        assert run_stage(publish.STAGE, context, {"merge": model}, store).status == "reused"
+        assert run_stage(publish.STAGE, context, upstream_of(store, model), store).status == "reused"
         filesystem.rm_file("models/team/model/config.json")
         uploads.clear()
-        assert run_stage(publish.STAGE, context, {"merge": model}, store).status == "ran"
+        assert run_stage(publish.STAGE, context, upstream_of(store, model), store).status == "ran"
         assert not [path for path in uploads if "safetensors" in path]
 
 
@@ -392,5 +419,5 @@ def test_bytes_that_s3_stored_wrong_are_seen(store: Store, bucket: Any) -> None:
     context = Context(run_to("unused"), FileDigests(store.root / "digests"))
     files = [entry.model_copy(update={"path": entry.path[6:]}) for entry in model.manifest.files if "/" in entry.path]
     with pytest.raises(TransientError, match="other bytes"):
-        publish.Transfer(target, model.path("model"), context, total=1).publish(files, b"{}")
+        publish.Transfer(target, in_folder(model), context, total=1).publish(files, b"{}")
     assert "sft-receipt.json" not in objects_in(bucket, "model/")

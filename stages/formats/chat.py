@@ -42,8 +42,8 @@ class ChatFormat:
 
     def pieces(self, row: dict[str, Any]) -> list[Piece]:
         """Return the conversation as one piece. Raises as `RowFormat.pieces`."""
-        messages = self._reader.messages(row)
-        render = partial(self._template.render, tools=self._reader.tools(row))
+        messages, tools = self.conversation(row)
+        render = partial(self._template.render, tools=tools)
         conversation = Conversation([message.seen for message in messages], render)
         every = "all" in (self.ends.eos, self.ends.eot)
         numbers = [number for number, message in enumerate(messages) if every or message.trained]
@@ -55,6 +55,10 @@ class ChatFormat:
             if turn is not None:
                 turns[number] = turn
         return [Piece(conversation.text, turns=tuple(turns[number] for number in sorted(turns)))]
+
+    def conversation(self, row: dict[str, Any]) -> tuple[list[Message], list[Any] | None]:
+        """Return the messages of a row and the schemas of its tools. Raises as `RowFormat.pieces`."""
+        return self._reader.messages(row), self._reader.tools(row)
 
     def _turn_of_parts(self, conversation: Conversation, number: int, message: Message) -> Turn | None:
         """Return a turn of which only marked parts are trained."""

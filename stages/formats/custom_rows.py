@@ -17,6 +17,7 @@ from configs.schema import DatasetConfig, RunConfig
 from stages.errors import ConfigError, Problem
 from stages.formats.chat import ChatFormat
 from stages.formats.custom import CustomFormat
+from stages.formats.messages import Message
 from stages.formats.pieces import FILTERED, NO_ENDS, EndRule, Piece, Rejected, Span, Turn
 from stages.formats.rows import parsed, shorten, text_of
 from stages.formats.tokenized import GivenTokens, checked_tokens
@@ -122,11 +123,18 @@ class MessagesFormat:
 
     def pieces(self, row: dict[str, Any]) -> list[Piece]:
         """Return the conversation as one piece. Raises as `RowFormat.pieces`."""
+        return self.chat.pieces(self._given(row))
+
+    def conversation(self, row: dict[str, Any]) -> tuple[list[Message], list[Any] | None]:
+        """Return the messages of a row and the schemas of its tools. Raises as `RowFormat.pieces`."""
+        return self.chat.conversation(self._given(row))
+
+    def _given(self, row: dict[str, Any]) -> dict[str, Any]:
         given = _call(self.custom, self.function, row)
         if not isinstance(given, list | dict):
             rule = "must return a list of messages, or a row with one"
             raise Rejected("custom_format", f"{self.custom.file.name} to_messages {rule}, found {shorten(given)}")
-        return self.chat.pieces(given if isinstance(given, dict) else {self.field: given})
+        return given if isinstance(given, dict) else {self.field: given}
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from stages.base_model import TOKENIZER_FILES
+from stages.base_model import ADAPTER_FILES
 from stages.errors import StageError
 from stages.merge.check import (
     LOGIT_BOUNDS,
@@ -267,10 +267,10 @@ def write_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, j
 
 
 def copy_tokenizer(job: Job) -> None:
-    """Copy the tokenizer's files as they were trained."""
+    """Copy the tokenizer's files as they were trained: all that is beside the adapter."""
     for path in sorted(job.adapter.rglob("*")):
         name = path.relative_to(job.adapter)
-        if (name.name in TOKENIZER_FILES and name.name != "config.json") or name.suffix == ".jinja":
+        if path.is_file() and str(name) not in ADAPTER_FILES:
             (job.output / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, job.output / name)
 

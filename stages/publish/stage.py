@@ -1,17 +1,21 @@
 """publish: the complete model to a folder or URL, every byte read back from there, with a receipt.
 
     <target>/...                     the files of the merged model
+    <target>/README.md               its model card; one that somebody wrote or changed there is kept
     <target>/sft-receipt.json        written last: without it, the publication is not complete
     <target>/sft-receipt-old.json    while another model takes the place: what the last one was made of
 
 The artifact holds the same receipt. What a target had from an earlier publication of ours, and the new one does not
 have, is removed; a file that is not ours, or was changed since, is left alone.
+
+Nothing is published that would not be at inference what it was in training (`stages.publish.check`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +25,8 @@ from pydantic import ValidationError
 from configs.schema import RunConfig
 from stages.artifacts import Artifact, ArtifactWriter, FileEntry
 from stages.errors import ConfigError, Problem, TransientError
+from stages.publish.card import CARD, is_untouched, render_card, sealed
+from stages.publish.check import check_as_trained
 from stages.publish.target import Target, explained, local_folder, open_target
 from stages.stage import Context, Stage, Upstream
 
@@ -31,9 +37,10 @@ MODEL = "model/"
 
 
 def inputs(context: Context, upstream: Upstream) -> dict[str, Any]:
-    """Return where the model goes; the model itself is the upstream artifact."""
+    """Return where the model goes, and what its card says; the model itself is an upstream artifact."""
     check_target(context.run)
-    return {"to": context.run.publish_to}
+    card = render_card(context.run, upstream, settings=False)
+    return {"to": context.run.publish_to, "card": sha256(card.encode()).hexdigest()}
 
 
 def check_target(run: RunConfig) -> None:
@@ -57,28 +64,42 @@ def check_target(run: RunConfig) -> None:
 
 
 def produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dict[str, Any]:
-    """Publish, and return `{"to", "files", "bytes", "model"}`."""
-    merged, where = upstream["merge"], context.run.publish_to
-    files = [
+    """Publish, and return `{"to", "files", "bytes", "model", "prompts_compared"}`.
+
+    Raises:
+        StageError: the model would not be at inference what it was in training.
+    """
+    run, merged, where = context.run, upstream["merge"], context.run.publish_to
+    asked = check_as_trained(run, upstream)
+    folder, card = merged.path(MODEL), writer.work / CARD
+    writer.work.mkdir(parents=True, exist_ok=True)
+    card.write_bytes(sealed(render_card(run, upstream, asked.variables)))
+    entries = [
         entry.model_copy(update={"path": entry.path.removeprefix(MODEL)})
         for entry in merged.manifest.files
         if entry.path.startswith(MODEL)
     ]
-    receipt = make_receipt(where, merged, files)
+    described = FileEntry(path=CARD, size=card.stat().st_size, sha256=sha256(card.read_bytes()).hexdigest())
+    receipt = make_receipt(where, merged, entries)
     transfer = Transfer(
-        open_target(where, context.run.publish_options),
-        merged.path(MODEL),
+        open_target(where, run.publish_options),
+        {CARD: card} | {entry.path: folder / entry.path for entry in entries},
         context,
-        total=2 * sum(entry.size for entry in files),
+        total=2 * sum(entry.size for entry in (*entries, described)),
     )
     with explained(where):
-        transfer.publish(files, receipt)
+        transfer.publish([*entries, described], receipt)
     writer.write("receipt.json", receipt)
-    return {"to": where, "files": len(files), "bytes": sum(entry.size for entry in files), "model": merged.digest}
+    card.unlink()
+    sent = {"to": where, "files": len(entries), "bytes": sum(entry.size for entry in entries), "model": merged.digest}
+    return {**sent, "prompts_compared": asked.rows}
 
 
 def make_receipt(where: str, merged: Artifact, files: Sequence[FileEntry]) -> bytes:
-    """Return the receipt: where, what, and of which artifacts it was made; the same bytes each time."""
+    """Return the receipt: where, what, and of which artifacts it was made; the same bytes each time.
+
+    The card is not among its files: it may be edited there.
+    """
     listed = [{"path": entry.path, "size": entry.size, "sha256": entry.sha256} for entry in files]
     receipt = {
         "receipt_version": 1,
@@ -96,14 +117,14 @@ class Transfer:
 
     Attributes:
         target: where it goes.
-        folder: the model's files.
+        sources: name at the target -> file.
         context: hears how far it is.
         total: bytes that are sent and read back.
         done: of them, so far.
     """
 
     target: Target
-    folder: Path
+    sources: Mapping[str, Path]
     context: Context
     total: int
     done: int = 0
@@ -119,11 +140,11 @@ class Transfer:
                 self.target.clear([*names, RECEIPT])
 
     def _replace(self, files: Sequence[FileEntry], receipt: bytes) -> None:
-        missing = [entry for entry in files if not self._is_there(entry)]
+        missing = [entry for entry in files if not (self._is_there(entry) or self._is_of_somebody(entry))]
         staged = [entry for entry in missing if self._stage(entry)]
         ours = self._open_place(receipt)
         for entry in missing:
-            self.target.place(self.folder / entry.path, entry.path, self._moved)
+            self.target.place(self.sources[entry.path], entry.path, self._moved)
             if entry not in staged:
                 self._verify(entry, self.target.sha256(entry.path, self._moved))
         self._remove_stale(ours, {entry.path for entry in files})
@@ -139,8 +160,17 @@ class Transfer:
             self._moved(2 * entry.size)
         return there
 
+    def _is_of_somebody(self, entry: FileEntry) -> bool:
+        """Tell whether a card is there that is not one of ours, or was changed since."""
+        there = self.target.read(CARD) if entry.path == CARD else None
+        if there is None or is_untouched(there):
+            return False
+        self.context.log(f"{CARD}: somebody wrote or changed it there; it is kept")
+        self._moved(2 * entry.size)
+        return True
+
     def _stage(self, entry: FileEntry) -> bool:
-        digest = self.target.stage(self.folder / entry.path, entry.path, self._moved)
+        digest = self.target.stage(self.sources[entry.path], entry.path, self._moved)
         if digest is None:
             return False
         self._verify(entry, digest)
@@ -209,4 +239,5 @@ def stale(context: Context, artifact: Artifact) -> str | None:
     return None
 
 
-STAGE = Stage("publish", version=1, needs=("merge",), inputs=inputs, produce=produce, stale=stale)
+NEEDS = ("fetch", "tokenize", "pack", "train", "merge")
+STAGE = Stage("publish", version=2, needs=NEEDS, inputs=inputs, produce=produce, stale=stale)

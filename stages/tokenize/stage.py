@@ -95,7 +95,8 @@ def produce(context: Context, upstream: Upstream, writer: ArtifactWriter) -> dic
     for number, dataset in enumerate(facts["datasets"]):
         for check in dataset["checks"]:
             if check["verdict"] == "warning":
-                context.log(f"{context.run.source_key(number)}: check {check['check']}: {check['detail']}")
+                ahead = "; publishing may be refused for it" if check["check"] == "prompt" else ""
+                context.log(f"{context.run.source_key(number)}: check {check['check']}: {check['detail']}{ahead}")
     return {**facts, "tokenizer": tokenizer}
 
 

@@ -23,6 +23,7 @@ from tests.crash.scenarios import (
     write_files,
     write_rows,
 )
+from tests.published import upstream_of
 from tests.store_servers import Server, Where
 
 LEASE_SECONDS = (
@@ -124,7 +125,7 @@ def publish_to(where: Where, root: Path, through: str | None = None) -> str:
             "publish": {"to": where.address, "storage_options": options},
         }
     )
-    run_stage(publish.STAGE, Context(run, FileDigests(root / "digests.sqlite")), {"merge": model}, store)
+    run_stage(publish.STAGE, Context(run, FileDigests(root / "digests.sqlite")), upstream_of(store, model), store)
     return digest_of({name: digest_of(where.read(name).hex()) for name in where.names()})
 
 
@@ -139,4 +140,4 @@ def published_is_whole(where: Where, root: Path) -> list[str]:
 
 def left_in_target(where: Where, root: Path) -> list[str]:
     """Tell of objects that are not of the model."""
-    return sorted({*where.names()} - {*MODEL, publish.RECEIPT})
+    return sorted({*where.names()} - {*MODEL, publish.CARD, publish.RECEIPT})

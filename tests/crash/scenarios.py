@@ -19,6 +19,7 @@ from stages.fetch import STAGE as FETCH
 from stages.fetch import shards
 from stages.publish import stage as publish
 from stages.stage import Context, run_stage
+from tests.published import upstream_of
 
 ROWS = 60
 IN_AN_HOUR = -60.0
@@ -130,7 +131,8 @@ def _publish(root: Path, model: Artifact) -> None:
     run = RunConfig.model_validate(
         {**KEYS, "datasets": [{"path": "x.jsonl", "type": "alpaca"}], "publish": str(root / "target")}
     )
-    run_stage(publish.STAGE, Context(run, FileDigests(root / "digests.sqlite")), {"merge": model}, store_of(root))
+    store = store_of(root)
+    run_stage(publish.STAGE, Context(run, FileDigests(root / "digests.sqlite")), upstream_of(store, model), store)
 
 
 def publish_second(root: Path) -> str:
@@ -157,7 +159,7 @@ def _digest(path: Path) -> str:
 
 def left_in_target(root: Path) -> list[str]:
     """Tell of temporary files, and of files of the model that was replaced."""
-    names = {path.name for path in (root / "target").iterdir()} - {*MODEL, "sft-receipt.json"}
+    names = {path.name for path in (root / "target").iterdir()} - {*MODEL, "README.md", "sft-receipt.json"}
     return sorted(names)
 
 
