@@ -12,7 +12,7 @@ from typing import Any
 from stages.lifeline import die_with_parent
 from tests.conftest import free_port
 
-WAIT_SECONDS = 240
+WAIT_SECONDS = 900
 
 
 def run_on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stages.train import loss as loss_module
-from stages.train.loss import LogitForm, loss_by_chunks, summed_loss
+from stages.train.loss import LogitForm, LossByChunks, summed_loss
 
 
 def plain_sum(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -42,13 +42,13 @@ def test_loss_and_gradients_are_those_of_all_logits(
     monkeypatch.setattr(loss_module, "CHUNK_BYTES", {"cpu": 16 * 40 * 4})  # 35 trained positions: three chunks
     hidden, weight, labels = inputs(dtype)
     weight.requires_grad_(head_is_trained)
-    total, trained = summed_loss(hidden, weight, labels, LogitForm(scale=0.5, cap=3.0))
+    total = summed_loss(hidden, weight, labels, LogitForm(scale=0.5, cap=3.0))
     (total * 0.25).backward()
 
     exact_hidden, exact_weight = (tensor.detach().double().requires_grad_() for tensor in (hidden, weight))
     expected = plain_sum(exact_hidden, exact_weight, labels)
     (expected * 0.25).backward()
-    assert trained == int((labels[:, 1:] != -100).sum()) == 35
+    assert int((labels[:, 1:] != -100).sum()) == 35
     assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=tolerance)
     pairs = [(hidden, exact_hidden), (weight, exact_weight)] if head_is_trained else [(hidden, exact_hidden)]
     for found, wanted in pairs:
@@ -60,9 +60,9 @@ def test_loss_and_gradients_are_those_of_all_logits(
 
 def test_a_batch_without_trained_tokens_gives_zero_and_zero_gradients() -> None:
     hidden, weight, labels = inputs(torch.float32)
-    total, trained = summed_loss(hidden, weight, torch.full_like(labels, -100))
+    total = summed_loss(hidden, weight, torch.full_like(labels, -100))
     total.backward()
-    assert (float(total.detach()), trained) == (0.0, 0)
+    assert float(total.detach()) == 0.0
     assert hidden.grad is not None
     assert not hidden.grad.any()
     assert weight.grad is not None
@@ -85,7 +85,7 @@ def test_logits_exist_for_a_chunk_of_trained_positions_at_most(monkeypatch: pyte
     hidden = torch.randn(1, 4096, 8, requires_grad=True)
     weight, labels = torch.randn(5000, 8), torch.randint(0, 5000, (1, 4096))
     with Largest() as largest:
-        summed_loss(hidden, weight, labels)[0].backward()
+        summed_loss(hidden, weight, labels).backward()
     assert largest.numbers == 32 * 5000  # not 4096 * 5000
 
 
@@ -100,6 +100,11 @@ def model_and_batch(**settings: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     return model, {"input_ids": ids, "labels": labels, "position_ids": torch.arange(24).expand(2, -1)}
 
 
+def by_chunks(model: Any, batch: dict[str, torch.Tensor]) -> bool:
+    chunks = LossByChunks.of(model)
+    return chunks is not None and chunks.is_right(model, batch)
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT asks for a name that transformers renamed
 @pytest.mark.parametrize("kind", ["full", "tied", "lora", "saved_head"])
 def test_a_model_trains_with_the_same_gradients(kind: str) -> None:
@@ -112,7 +117,7 @@ def test_a_model_trains_with_the_same_gradients(kind: str) -> None:
         saved = ["lm_head"] if kind == "saved_head" else None
         own = get_peft_model(own, LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=saved, lora_dropout=0.0))
     chunked = copy.deepcopy(own)
-    assert loss_by_chunks(chunked, batch)
+    assert by_chunks(chunked, batch)
     for model in (own, chunked):
         model(**batch, use_cache=False, num_items_in_batch=torch.tensor(9)).loss.backward()
     trained = [name for name, parameter in own.named_parameters() if parameter.grad is not None]
@@ -126,7 +131,7 @@ def test_a_model_trains_with_the_same_gradients(kind: str) -> None:
 def test_a_model_without_labels_gives_its_logits() -> None:
     model, batch = model_and_batch()
     before = model(input_ids=batch["input_ids"]).logits
-    assert loss_by_chunks(model, batch)
+    assert by_chunks(model, batch)
     torch.testing.assert_close(model(input_ids=batch["input_ids"]).logits, before)
 
 
@@ -142,7 +147,7 @@ def test_families_with_bent_logits_keep_their_loss(tmp_path: Path) -> None:
     ):
         with torch.no_grad():
             expected = float(model(**batch, use_cache=False).loss)
-        assert loss_by_chunks(model, batch), type(model).__name__
+        assert by_chunks(model, batch), type(model).__name__
         assert float(model(**batch, use_cache=False).loss.detach()) == pytest.approx(expected, rel=1e-6)
 
 
@@ -150,5 +155,5 @@ def test_a_model_with_another_loss_keeps_it() -> None:
     model, batch = model_and_batch()
     model.loss_function = lambda logits, labels, vocab_size, **_: logits.float().square().mean()
     expected = float(model(**batch, use_cache=False).loss.detach())
-    assert not loss_by_chunks(model, batch)
+    assert not by_chunks(model, batch)
     assert float(model(**batch, use_cache=False).loss.detach()) == expected

@@ -16,7 +16,8 @@ from stages.merge.worker import Job as MergeJob
 from stages.merge.worker import merge
 from stages.train.stage import key_inputs
 from stages.train.start import started_from
-from tests.matrix import LENGTHS, LORA, SEQUENCES, losses, matrix_job
+from tests.matrix import LENGTHS, LORA, SEQUENCES, eval_loss, losses, matrix_job
+from tests.matrix import train_jobs as train_forked
 from tests.ranks import run_on_ranks
 from tests.test_train_options import train_jobs
 from tests.test_train_stage import CPU
@@ -62,6 +63,28 @@ def trained(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs.append(continued.model_copy(update={"adapter": start}))
     assert run_on_ranks(train_jobs, 1, [job.model_dump_json() for job in jobs]) == [[None] * len(jobs)]
     return root
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+def test_two_processes_train_each_kind_as_one_does(bench: Bench, trained: Path, tmp_path: Path, sharding: str) -> None:
+    keys: dict[str, Any] = {"fsdp_config": {}} if sharding == "fsdp2" else {}
+    kinds = {**KINDS, **UNFROZEN}
+    jobs = [matrix_job(bench, tmp_path / name, world_size=2, **kind, **keys) for name, kind in kinds.items()]
+    noisy = matrix_job(bench, tmp_path / "neftune", world_size=2, neftune_noise_alpha=5, **keys)
+    texts = [job.model_dump_json() for job in [*jobs, noisy]]
+    ends = run_on_ranks(train_forked, 2, texts)
+    assert ends == [[None] * len(texts)] * 2
+    for name in kinds:
+        assert losses(tmp_path / name) == pytest.approx(losses(trained / name), rel=1e-5), name
+        assert eval_loss(tmp_path / name) == pytest.approx(eval_loss(trained / name), rel=1e-5), name
+        file = next((trained / name / "final/model").glob("*.safetensors")).name
+        found, expected = (load_file(work / name / "final/model" / file) for work in (tmp_path, trained))
+        assert found.keys() == expected.keys()
+        for tensor, weight in expected.items():
+            torch.testing.assert_close(found[tensor], weight, rtol=0, atol=1e-4, msg=f"{name}: {tensor}")
+    assert losses(noisy.work)[-1] < losses(noisy.work)[0]
 
 
 def parts(folder: Path) -> dict[str, torch.Tensor]:

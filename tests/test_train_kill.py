@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -31,9 +32,10 @@ Strike = Callable[[], None]
 STEPS = 30
 
 
-def lora_run(bench: Bench) -> RunConfig:
+def lora_run(bench: Bench, **sharding: Any) -> RunConfig:
     """A run with dropout and a checkpoint after every third step, on two processes."""
     return bench.run(
+        **sharding,
         adapter="lora",
         lora_r=4,
         lora_target_linear=True,
@@ -75,6 +77,10 @@ def send_to_rank(number: signal.Signals) -> None:
 
 def kill_torchrun() -> None:
     next(p for p in children() if "stages.train.agent" in p.cmdline()).kill()
+
+
+def kill_parent() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def cancel() -> None:
@@ -158,5 +164,45 @@ from tests.test_train_kill import LENGTHS, SEQUENCES, lora_run, train
 from tests.train_data import Bench
 
 bench = Bench(pathlib.Path(sys.argv[1]), LENGTHS, SEQUENCES)
-train(bench, lora_run(bench), lambda: os.kill(os.getpid(), signal.SIGKILL), at=5)
+train(bench, lora_run(bench), kill_parent, at=5)
 """
+
+SHARDINGS: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp2": {"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}},
+    "zero2": {"deepspeed": {"zero_optimization": {"stage": 2}}},
+}
+STRIKES: dict[str, Strike] = {
+    "a rank": lambda: send_to_rank(signal.SIGKILL),
+    "torchrun": kill_torchrun,
+    "the parent": kill_parent,
+}
+KILLS = 7
+STRUCK = "import sys; from tests.test_train_kill import train_struck; train_struck(*sys.argv[1:])"
+
+
+def train_struck(folder: str, sharding: str, whom: str, after: str) -> None:
+    """Train on from the newest checkpoint, and kill somebody when so many more steps are done."""
+    bench = Bench(Path(folder), LENGTHS, SEQUENCES)
+    works = list((bench.store.root / ".work" / "train").glob("*"))
+    done = max((step for work in works for step in checkpoints(work)), default=0)
+    train(bench, lora_run(bench, **SHARDINGS[sharding]), STRIKES[whom], at=min(done + int(after), STEPS - 1))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_killed_again_and_again_at_random_steps(tmp_path: Path, sharding: str) -> None:
+    if sharding == "zero2":
+        pytest.importorskip("deepspeed")
+    calm, hit = Bench(tmp_path / "calm", LENGTHS, SEQUENCES), Bench(tmp_path / "hit", LENGTHS, SEQUENCES)
+    expected = train(calm, lora_run(calm, **SHARDINGS[sharding]))
+    draw = random.Random(sharding)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    for _ in range(KILLS):
+        whom, after = draw.choice(list(STRIKES)), draw.randint(1, 5)
+        command = [sys.executable, "-c", STRUCK, str(hit.folder), sharding, whom, str(after)]
+        done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL or "was killed" in done.stderr, (whom, after, done.stderr)
+        assert_none_left(hit.store.root)
+    assert_same_training(expected, train(hit, lora_run(hit, **SHARDINGS[sharding])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ from safetensors.torch import load_file
 from stages.train.data import Batch, Batches, BatchForm
 from stages.train.job import Job
 from stages.train.metrics import read_metrics
+from tests.matrix import train_jobs as train_forked
 from tests.ranks import run_on_ranks
+from tests.tiny import build_model
 from tests.train_data import Bench
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 LENGTHS = [3, 60, 5, 17, 4, 33, 2, 50, 8, 21, 6, 12]
 SEQUENCES = [[0, 1], [2, 3, 4], [5], [6, 7], [8], [9, 10, 11], [1], [0, 4, 6, 2], [3, 8], [7]]
+Starts = dict[str, tuple[Path, Path | None]]
 ONE_STEP: dict[str, Any] = {
     "optimizer": "sgd",  # at learning rate 1 the change of a weight is its gradient
     "learning_rate": 1.0,
@@ -34,11 +40,16 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("loss"), LENGTHS, SEQUENCES)
 
 
-def reference(bench: Bench, sequences: list[list[int]], model_folder: Path) -> tuple[float, dict[str, torch.Tensor]]:
+def reference(
+    bench: Bench, sequences: list[list[int]], model_folder: Path, adapter: Path | None = None
+) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of the samples in `sequences`, each run alone through a model in float64."""
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float64)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=True).double()
     loss, tokens = torch.zeros((), dtype=torch.float64), 0
     for row in (row for sequence in sequences for row in sequence):
         ids, trained = bench.rows[row]
@@ -50,7 +61,9 @@ def reference(bench: Bench, sequences: list[list[int]], model_folder: Path) -> t
     loss = loss / tokens
     loss.backward()
     return float(loss.detach()), {
-        name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+        name.replace(".default.", "."): parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
     }
 
 
@@ -75,11 +88,14 @@ def train_jobs(texts: list[str]) -> None:
         train_job(text)
 
 
-def assert_step_is(bench: Bench, work: Path, loss: float, gradients: dict[str, torch.Tensor]) -> None:
+def assert_step_is(
+    bench: Bench, work: Path, loss: float, gradients: dict[str, torch.Tensor], start: Path | None = None
+) -> None:
     records = read_metrics(work / "metrics.jsonl")
     assert [record["step"] for record in records if "loss" in record] == [1]
     assert records[0]["loss"] == pytest.approx(loss, rel=1e-6)
-    before, after = load_file(bench.model / "model.safetensors"), load_file(work / "final/model/model.safetensors")
+    file = next((work / "final/model").glob("*.safetensors")).name
+    before, after = load_file((start or bench.model) / file), load_file(work / "final/model" / file)
     largest = max(float(gradient.abs().max()) for gradient in gradients.values())
     for name, gradient in gradients.items():
         step = before[name].double() - after[name].double()
@@ -109,6 +125,71 @@ def test_more_splits_of_a_step(bench: Bench, tmp_path: Path, processes: int, mic
     keys = {"micro_batch_size": micro, "gradient_accumulation_steps": passes}
     run_on_ranks(train_job, processes, make_job(bench, tmp_path / "work", processes, **keys))
     assert_step_is(bench, tmp_path / "work", *reference(bench, SEQUENCES[:8], bench.model))
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory: pytest.TempPathFactory) -> Starts:
+    """(base model, adapter to start from) by kind; both of the adapter's matrices get a gradient."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    root = tmp_path_factory.mktemp("starts")
+    base = build_model(root / "base")
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, target_modules=["q_proj", "up_proj"])
+    )
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.02)
+    adapted.save_pretrained(root / "adapter")
+    tied = build_model(root / "tied", tie_word_embeddings=True)
+    return {"full": (base, None), "tied": (tied, None), "lora": (base, root / "adapter")}
+
+
+def assert_sharded_steps(
+    bench: Bench, root: Path, starts: Starts, sharding: dict[str, Any], processes: int, micro: int, passes: int
+) -> None:
+    """One step of each kind, with weights in shards, is the one of float64, and takes no logits of whole batches."""
+    jobs = []
+    for kind, (model, adapter) in starts.items():
+        keys = {"micro_batch_size": micro, "gradient_accumulation_steps": passes, **sharding}
+        keys |= {"adapter": "lora", "lora_model_dir": str(adapter)} if adapter else {}
+        job = Job.model_validate_json(make_job(bench, root / kind, processes, **keys))
+        jobs.append(job.model_copy(update={"model": model, "adapter": adapter}).model_dump_json())
+    ends = run_on_ranks(train_in_chunks, processes, jobs)
+    assert ends == [[None] * len(jobs)] * processes
+    for kind, (model, adapter) in starts.items():
+        loss, gradients = reference(bench, SEQUENCES[:8], model, adapter)
+        assert_step_is(bench, root / kind, loss, gradients, start=adapter or model)
+
+
+def train_in_chunks(texts: list[str]) -> list[str | None]:
+    """Train; that a model computes its own loss is a failure."""
+
+    class Refused(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise AssertionError(record.getMessage())
+
+    logging.getLogger("stages.train.worker").addHandler(Refused(logging.WARNING))
+    return train_forked(texts)
+
+
+def test_weights_in_shards_give_the_same_step(bench: Bench, tmp_path: Path, starts: Starts) -> None:
+    assert_sharded_steps(bench, tmp_path, starts, {"fsdp_config": {}}, 2, 2, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "micro", "passes"), [(1, 8, 1), (1, 4, 2), (2, 4, 1), (2, 1, 4), (4, 1, 2), (4, 2, 1)]
+)
+@pytest.mark.parametrize("sharding", ["fsdp2", "zero3"])
+def test_more_splits_of_a_step_with_weights_in_shards(
+    bench: Bench, tmp_path: Path, starts: Starts, sharding: str, processes: int, micro: int, passes: int
+) -> None:
+    if sharding == "zero3":
+        pytest.importorskip("deepspeed")
+    keys = {"fsdp2": {"fsdp_config": {}}, "zero3": {"deepspeed": {"zero_optimization": {"stage": 3}}}}[sharding]
+    assert_sharded_steps(bench, tmp_path, starts, keys, processes, micro, passes)
 
 
 def test_a_last_step_with_fewer_sequences_than_processes_is_trained(bench: Bench, tmp_path: Path) -> None:

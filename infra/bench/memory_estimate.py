@@ -35,6 +35,7 @@ from stages.train.outcome import AGENT  # noqa: E402
 WIDTH = 768
 PORT = 29_600
 SAMPLED_EVERY = 0.004
+TRAIN = ("-m", "stages.train")
 VOCABULARY = 16_384
 LORA = {"adapter": "lora", "lora_r": 16, "lora_alpha": 32, "lora_target_linear": True}
 KERNELS = {"lora_mlp_kernel": True, "lora_qkv_kernel": True, "lora_o_kernel": True}
@@ -86,10 +87,10 @@ def compare(family: str, keys: dict[str, Any], *, size: int, layers: int) -> dic
     with tempfile.TemporaryDirectory() as folder:
         job = prepare(Path(folder), family, keys, size=size, layers=layers, vocabulary=VOCABULARY)
         parts = _estimate(job)
-        peak = _peak(job)
+        fullest = peak(job)
     with tempfile.TemporaryDirectory() as folder:
-        baseline = _peak(prepare(Path(folder), family, keys, size=64, layers=1, vocabulary=512))
-    measured, estimated = peak - baseline, sum(parts.values())
+        baseline = peak(prepare(Path(folder), family, keys, size=64, layers=1, vocabulary=512))
+    measured, estimated = fullest - baseline, sum(parts.values())
     return {
         "family": family,
         "keys": {key: value for key, value in keys.items() if key != "launcher"},
@@ -166,9 +167,10 @@ def _estimate(job: Job) -> dict[str, float]:
     return {name: size / 2**20 for name, size in memory.parts.items()}
 
 
-def _peak(job: Job) -> float:
+def peak(job: Job, program: tuple[str, ...] = TRAIN) -> float:
     """Return the most memory that a training process has after its first step, MiB."""
-    processes = [_start(job, rank, port=PORT + os.getpid() % 1000) for rank in range(job.world_size)]
+    port = PORT + os.getpid() % 1000
+    processes = [_start(job, rank, program, port=port) for rank in range(job.world_size)]
     most = 0.0
     try:
         while all(process.poll() is None for process in processes):
@@ -185,7 +187,7 @@ def _peak(job: Job) -> float:
             process.wait()
 
 
-def _start(job: Job, rank: int, *, port: int) -> subprocess.Popen[bytes]:
+def _start(job: Job, rank: int, program: tuple[str, ...], *, port: int) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         "MALLOC_MMAP_THRESHOLD_": "65536",
@@ -201,7 +203,7 @@ def _start(job: Job, rank: int, *, port: int) -> subprocess.Popen[bytes]:
         "LOCAL_WORLD_SIZE": str(job.world_size),
         AGENT: str(os.getpid()),
     }
-    return subprocess.Popen([sys.executable, "-m", "stages.train", str(WorkFolder(job.work).job)], env=environment)
+    return subprocess.Popen([sys.executable, *program, str(WorkFolder(job.work).job)], env=environment)
 
 
 def _steps(job: Job) -> int:

@@ -76,6 +76,7 @@ def _losses() -> dict[str, Callable[..., object]]:
     from torch.nn import functional
     from torch.utils.checkpoint import checkpoint
 
+    from stages.tokens import IGNORED
     from stages.train.loss import summed_loss
 
     def plain(hidden, weight, labels):  # type: ignore[no-untyped-def]
@@ -91,8 +92,7 @@ def _losses() -> dict[str, Callable[..., object]]:
         return total / (labels[0, 1:] != -100).sum()
 
     def ours(hidden, weight, labels):  # type: ignore[no-untyped-def]
-        total, trained = summed_loss(hidden, weight, labels)
-        return total / trained
+        return summed_loss(hidden, weight, labels) / (labels[0, 1:] != IGNORED).sum()
 
     return {"plain": plain, "checkpointed_chunks": checkpointed_chunks, "ours": ours}
 

@@ -104,7 +104,7 @@ def _model(options: argparse.Namespace, batch: dict[str, Any]) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from stages.train.lora_kernels import use_lora_kernels
-    from stages.train.loss import loss_by_chunks
+    from stages.train.loss import LossByChunks
     from stages.train.segments import attend_by_sample
 
     torch.manual_seed(0)
@@ -125,7 +125,9 @@ def _model(options: argparse.Namespace, batch: dict[str, Any]) -> Any:
         use_lora_kernels(model, ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"))
     if options.case in ("ours", "kernels"):
         attend_by_sample(model)
-        assert loss_by_chunks(model, batch)
+        chunks = LossByChunks.of(model)
+        assert chunks is not None
+        assert chunks.is_right(model, batch)
     return model.train()
 
 

@@ -171,10 +171,8 @@ def _casts(run: RunConfig, shape: ModelShape, step: Pass) -> float:
 
 
 def _logits(run: RunConfig, shape: ModelShape, step: Pass) -> float:
-    """Return what the loss holds: a few rows of logits at a time, or all of them where the head is in shards."""
+    """Return what the loss holds: a few rows of logits at a time."""
     vocabulary = shape.vocabulary
-    if run.sharding in ("fsdp2", "zero3"):
-        return 12.0 * step.tokens * vocabulary  # logits, their logarithms, and the gradient of these
     rows = min(step.tokens, max(16, CHUNK_BYTES[step.device] // (FLOAT * vocabulary)))
     copies = FLOAT if step.bytes == FLOAT else 2 * step.bytes + FLOAT
     return rows * vocabulary * copies + _spread(shape, step) + _head_gradient(run, shape, step)
@@ -204,8 +202,8 @@ def _communication(run: RunConfig, shape: ModelShape, step: Pass, processes: int
     """Return the buffers of several processes: DDP's second copy of the gradients; blocks that are gathered."""
     dequantised = step.bytes * _largest(shape.linears) if run.load_in_4bit or run.load_in_8bit else 0.0
     trained = shape.trained_weights(run)
-    if run.sharding in ("none", "zero0"):  # a single process has them, too: torchrun makes it a group of one
-        return dequantised + _trained_bytes(run, step) * trained
+    if run.sharding in ("none", "zero0"):
+        return dequantised + (_trained_bytes(run, step) * trained if processes > 1 else 0)
     if run.sharding in ("zero1", "zero2"):
         return dequantised + 2 * step.bytes * min(trained, _bucket(run))
     quantises = bool(run.adapter) and run.load_in_4bit

@@ -13,7 +13,7 @@ never a label, for it would be predicted from the last token of the sample befor
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,15 @@ class Batches(Dataset[Batch]):
             strict=True,
         )
         return [Sample(*self._rows.slice(row, start, length)) for row, start, length in slices]
+
+    def beginning(self, sequence: int, *, samples: int, tokens: int) -> list[Sample]:
+        """Return the first samples of a sequence, each cut to its first tokens."""
+        first = self.samples(sequence)[:samples]
+        return [Sample(sample.input_ids[:tokens], sample.labels[:tokens]) for sample in first]
+
+    def unpadded(self) -> Batches:
+        """Return the same sequences in rows that are no wider than they need."""
+        return Batches(self._rows, self._packs, replace(self.form, width=None))
 
     def sources(self, sequences: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
         """Return (index of the data set, row number in it) of every sample in the sequences."""

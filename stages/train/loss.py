@@ -28,12 +28,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from stages.tokens import IGNORED
 from stages.train.data import Batch
+from stages.train.model import computed_in
 
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 """Size of the float32 logits that are held at a time."""
 
 CHECKED_TOKENS = 256
-"""So many tokens at the start of a batch show whether a model's own loss is the same."""
+"""So many tokens of a sample show whether a model's own loss is the same."""
 
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 1e-2}
 """Largest relative difference of the two losses that rounding explains."""
@@ -54,43 +55,74 @@ class LogitForm:
         return cls(scale, getattr(config, "final_logit_softcapping", None))  # Gemma
 
 
-def loss_by_chunks(model: PreTrainedModel, batch: Batch) -> bool:
-    """Let a model compute its loss by chunks if that is the same loss, shown on a batch; return whether it does.
+class LossByChunks:
+    """A causal model that computes its loss by chunks when it gets labels, as long as `used`.
 
-    The model keeps its own forward pass for calls without labels, and altogether if its loss is another one (a term
-    for the balance of experts, a head that is quantised or has an adapter).
+    The head computes it, inside its own forward pass: FSDP2 and ZeRO-3 gather a module's weights when it is called,
+    and let them go behind it, so here there is a whole head for as long as it is needed and no longer.
+    Without labels the model gives its logits as before.
     """
-    causal = model.get_base_model() if isinstance(model, PeftModel) else model
-    head, decoder = _plain_head(causal), getattr(causal, causal.base_model_prefix, None)
-    if head is None or decoder is None or decoder is causal:
-        return False
-    own = causal.forward
-    form = LogitForm.of(causal.config)
 
-    def forward(
-        self: Any,
-        input_ids: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **inputs: Any,
-    ) -> Any:
-        if labels is None:
-            return own(input_ids=input_ids, **inputs)
-        hidden = decoder(input_ids=input_ids, **inputs).last_hidden_state
-        total, trained = summed_loss(hidden, _trained_part(head).weight, labels, form)
-        return CausalLMOutputWithPast(loss=total / (trained if num_items_in_batch is None else num_items_in_batch))
+    def __init__(self, causal: PreTrainedModel, decoder: nn.Module, head: nn.Module) -> None:
+        self.used = True
+        own, multiply = causal.forward, _trained_part(head).forward
+        form = LogitForm.of(causal.config)
 
-    vars(forward)["__signature__"] = inspect.signature(type(causal).forward)  # generation looks what it may pass
-    if not _same_loss(model, causal, own, MethodType(forward, causal), batch):
-        return False
-    causal.forward = MethodType(forward, causal)
-    return True
+        def forward(
+            model: Any,
+            input_ids: torch.Tensor | None = None,
+            labels: torch.Tensor | None = None,
+            **inputs: Any,
+        ) -> Any:
+            if labels is None or not self.used:
+                return own(input_ids=input_ids, labels=labels, **inputs)
+            tokens = inputs.pop("num_items_in_batch", None)
+            total = head(decoder(input_ids=input_ids, **inputs).last_hidden_state, labels)
+            return CausalLMOutputWithPast(loss=total / ((labels[:, 1:] != IGNORED).sum() if tokens is None else tokens))
+
+        def multiply_or_sum(layer: Any, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
+            return multiply(hidden) if labels is None else summed_loss(hidden, layer.weight, labels, form)
+
+        vars(forward)["__signature__"] = inspect.signature(type(causal).forward)  # generation looks what it may pass
+        causal.forward = MethodType(forward, causal)
+        part = _trained_part(head)
+        part.forward = MethodType(multiply_or_sum, part)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> LossByChunks | None:
+        """Let a model compute its loss by chunks; None if its head is no plain weight.
+
+        Do it before a trainer puts anything around the model, and then see on a batch whether `is_right`.
+        """
+        causal = model.get_base_model() if isinstance(model, PeftModel) else model
+        head, decoder = _plain_head(causal), getattr(causal, causal.base_model_prefix, None)
+        return None if head is None or decoder is None or decoder is causal else cls(causal, decoder, head)
+
+    @torch.no_grad()
+    def is_right(self, model: PreTrainedModel, batch: Batch) -> bool:
+        """Return whether it is the model's own loss, on a small batch of which every token counts; if not, stop.
+
+        A model may have another one: a term for the balance of experts, a loss of its own. Every process of a training
+        must call it, with the same batch.
+        """
+        inputs = {n: value.to(model.device) if isinstance(value, torch.Tensor) else value for n, value in batch.items()}
+        inputs["labels"] = inputs["input_ids"]
+        was_training = model.training
+        model.eval()
+        try:
+            found = float(model(**inputs, use_cache=False).loss)
+            self.used = False
+            expected = float(model(**inputs, use_cache=False).loss)
+        finally:
+            model.train(was_training)
+        self.used = abs(found - expected) <= TOLERANCES[computed_in(model)] * max(abs(expected), 1e-3)
+        return self.used
 
 
 def summed_loss(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, form: LogitForm = LogitForm()
-) -> tuple[torch.Tensor, int]:
-    """Return the sum of the cross-entropies of all trained positions, and their number.
+) -> torch.Tensor:
+    """Return the sum of the cross-entropies of all trained positions.
 
     Args:
         hidden: (rows, width, size), the last hidden states.
@@ -106,8 +138,7 @@ def summed_loss(
     chunk = max(16, CHUNK_BYTES.get(hidden.device.type, 2**26) // (4 * weight.shape[0]))
     flat = hidden.reshape(-1, hidden.shape[-1])
     apply: Callable[..., torch.Tensor] = _SummedLoss.apply
-    total = apply(flat, weight, positions, targets[positions], form, chunk, torch.is_grad_enabled())
-    return total, len(positions)
+    return apply(flat, weight, positions, targets[positions], form, chunk, torch.is_grad_enabled())
 
 
 class _SummedLoss(torch.autograd.Function):
@@ -199,20 +230,3 @@ def _plain_head(causal: PreTrainedModel) -> nn.Module | None:
 def _trained_part(head: nn.Module) -> Any:
     """Return the layer that computes: with `lora_modules_to_save` it is a copy beside the frozen one."""
     return head.modules_to_save[head.active_adapter] if isinstance(head, ModulesToSaveWrapper) else head
-
-
-@torch.no_grad()
-def _same_loss(model: PreTrainedModel, causal: PreTrainedModel, own: Any, chunked: Any, batch: Batch) -> bool:
-    """Return whether two forward passes of a model give the same loss on the start of a batch, every token trained."""
-    inputs = {name: tensor[:1, :CHECKED_TOKENS].to(model.device) for name, tensor in batch.items()}
-    inputs["labels"] = inputs["input_ids"]
-    was_training = model.training
-    model.eval()
-    try:
-        expected = float(own(**inputs, use_cache=False).loss)
-        found = float(chunked(**inputs, use_cache=False).loss)
-    finally:
-        model.train(was_training)
-    device = model.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else causal.dtype
-    return abs(found - expected) <= TOLERANCES[dtype] * max(abs(expected), 1e-3)

@@ -32,6 +32,13 @@ def uses_autocast(job: Job) -> bool:
     return job.precision != "fp32" and job.run.bf16 != "full"
 
 
+def computed_in(model: PreTrainedModel) -> torch.dtype:
+    """Return the precision in which a model computes here and now."""
+    device = model.device.type
+    dtype: torch.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+    return dtype
+
+
 def load_model(job: Job, vocabulary: int, new_tokens: Sequence[str] = ()) -> PreTrainedModel:
     """Return the base model, with embeddings for `vocabulary` tokens at least, and its adapter if there is one.
 

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ParallelismConfig
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
@@ -90,6 +90,12 @@ def shard_on_cpu(arguments: TrainingArguments) -> None:
     state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
 
 
+def stay_alone(arguments: TrainingArguments, run: RunConfig) -> None:
+    """Let a single process that shards nothing train without DDP, which would keep a second copy of its gradients."""
+    if arguments.world_size == 1 and run.sharding == "none":
+        PartialState().distributed_type = DistributedType.NO
+
+
 def settle_precision(trainer: Trainer, computed_in: torch.dtype) -> None:
     """Let FSDP gather weights in the precision of the computation, and sum gradients over processes in float32.
 
@@ -152,6 +158,9 @@ def whole_weights(model: PreTrainedModel, *, trained_only: bool, is_first: bool)
 
     Every process must call it. One tensor is gathered at a time.
     """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # an evaluation leaves the last layers gathered, in memory that FSDP takes back at will
     weights: dict[str, torch.Tensor] = {}
     tensors = dict(model.named_parameters(remove_duplicate=False))
     if not trained_only:

@@ -28,7 +28,7 @@ from stages.train.course import Course, best_step
 from stages.train.data import Batches, BatchForm
 from stages.train.health import as_record, judge
 from stages.train.job import Job, WorkFolder
-from stages.train.loss import loss_by_chunks
+from stages.train.loss import CHECKED_TOKENS, LossByChunks
 from stages.train.machine import VARLEN
 from stages.train.metrics import MetricsLog
 from stages.train.model import DTYPES, load_model, save_final, uses_autocast
@@ -38,7 +38,7 @@ from stages.train.samples import Samples, prompts
 from stages.train.schedule import Schedule, plan_schedule, waiting_of
 from stages.train.segments import NAME as BY_SAMPLE
 from stages.train.segments import attend_by_sample
-from stages.train.sharding import check_sharded, settle_precision, whole_weights
+from stages.train.sharding import check_sharded, settle_precision, stay_alone, whole_weights
 from stages.train.stopping import StopFlag
 from stages.train.tracking import tracking
 from stages.train.trainer import PackedTrainer, Recorder
@@ -84,12 +84,14 @@ def _train(job: Job, stop: StopFlag) -> int:
         costs=training_costs(run, train_packs, job.model),
     )
     arguments = training_arguments(job, schedule)
+    stay_alone(arguments, run)
     is_first = arguments.process_index == 0
     vocabulary = tokens.facts["tokenizer"]
     model = load_model(job, vocabulary["vocab_size"], vocabulary.get("new_tokens", ()))
     attend_by_sample(model, varlen=job.attention == VARLEN)
     form = batch_form(job, tokens, model)
     batches, eval_batches = Batches(rows, train_packs, form), Batches(rows, eval_packs, _eval_form(form, run))
+    chunks = LossByChunks.of(model)
     course = Course(run, schedule, stop, key=job.key)
     recorder = [Recorder(MetricsLog(work.metrics), schedule, batches)] if is_first else []
     trainer = PackedTrainer(
@@ -106,10 +108,9 @@ def _train(job: Job, stop: StopFlag) -> int:
             *(_profiler(run, work) if is_first else []),
             course,
         ],
-        inspect=lambda trainer: _check(trainer, job, batches),
+        inspect=lambda trainer: _check(trainer, job, batches.unpadded(), chunks),
     )
     settle_precision(trainer, DTYPES[job.precision])
-    _choose_loss(trainer, job, batches)
     checkpoint = _checkpoint_for_all(job, work, is_first=is_first)
     torch.manual_seed(run.seed + arguments.process_index)  # from here on each process draws its own dropout
     logger.info("%s, %s", _describe_model(model), _describe_course(schedule))
@@ -166,22 +167,19 @@ def _prepare_process(job: Job) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _check(trainer: PackedTrainer, job: Job, batches: Batches) -> None:
-    """Look at the model as it is about to train: do all processes share it, and do packed samples stay apart."""
+def _check(trainer: PackedTrainer, job: Job, batches: Batches, chunks: LossByChunks | None) -> None:
+    """Look at the model as it is about to train.
+
+    Do all processes share it, do packed samples stay apart, and is its loss by chunks its own?
+    """
     check_sharded(trainer, job.run.sharding, job.world_size)
-    device = trainer.args.device.type
-    with torch.autocast(device, DTYPES[job.precision], enabled=uses_autocast(job)):
+    small = batches.collate([batches.beginning(0, samples=1, tokens=CHECKED_TOKENS)])
+    with torch.autocast(trainer.args.device.type, DTYPES[job.precision], enabled=uses_autocast(job)):
         worst = check_isolation(trainer.model, batches, tf32=job.tf32)
+        by_chunks = chunks is not None and chunks.is_right(trainer.model, small)
     if worst is not None:
         logger.info("packed samples do not see each other: largest relative difference of logits %.2g", worst)
-
-
-def _choose_loss(trainer: PackedTrainer, job: Job, batches: Batches) -> None:
-    """Compute the loss by chunks where that is the same loss; a head in shards has no weight to do it with."""
-    device, in_shards = trainer.args.device.type, job.run.sharding in ("fsdp2", "zero3")
-    with torch.autocast(device, DTYPES[job.precision], enabled=uses_autocast(job)):
-        by_chunks = not in_shards and loss_by_chunks(trainer.model, batches.__getitems__([0]))
-    if not by_chunks and job.run.chunked_cross_entropy and not in_shards:
+    if not by_chunks and job.run.chunked_cross_entropy:
         rule = f"{type(trainer.model).__name__} computes a loss of its own, with the logits of whole batches"
         remedy = "Remove it, and micro_batch_size: 1 keeps the memory for logits low."
         raise ConfigError([Problem("configuration", "chunked_cross_entropy", "true", rule, remedy)])
