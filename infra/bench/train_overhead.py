@@ -1,13 +1,14 @@
-"""What `sft run` costs beside forward and backward: its tokens/s against a bare loop over the same model and batches.
+"""What a training costs beside forward and backward: its tokens/s against a bare loop over the same model and batches.
 
-python infra/bench/train_overhead.py --model FOLDER [--length 512] [--micro 2] [--steps 6] [--rounds 3] [--lora]
+python infra/bench/train_overhead.py --model FOLDER [--length 1024] [--steps 5] [--rounds 3] [--lora]
 
-    ours      `sft run --until train`: Trainer, clipping, AdamW, metrics, health
+    ours      a training process: Trainer, batches, clipping, AdamW, metrics, health
     bare      forward and backward of the same model with the same attention and loss; no optimizer, nothing else
     plain     forward and backward of the model as transformers has it: SDPA with a block mask, logits of all positions
 
-Every case takes its steps in a process of its own, one thread, in turn, `--rounds` times; the speed of a round is the
-median over steps but the first. Prints one JSON document and a sentence.
+Every case takes its steps in a process of its own, one thread, in turn, `--rounds` times. Time is that of the
+processor, so that other processes of the machine do not count; the speed of a round is the median over steps but the
+first. Prints one JSON document and a sentence.
 """
 
 from __future__ import annotations
@@ -19,95 +20,137 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from compare_trl import measure_ours, write_rows
-
 ROOT = Path(__file__).parents[2]
-BARE = ("bare", "plain")
+sys.path.insert(0, str(ROOT))
+
+CASES = ("ours", "bare", "plain")
+SHARES = (0.35, 0.3, 0.2, 0.15)
+"""Lengths of a sequence's samples: rows of SFT are short and uneven."""
 
 
 def main() -> None:
     """Run every case in turn and compare, or the one that is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of a small causal language model with a chat template")
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--micro", type=int, default=2, help="packed rows of a step")
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--model", required=True, type=Path, help="folder of a small causal language model")
+    parser.add_argument("--length", type=int, default=1024, help="tokens of a step, which is one packed sequence")
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lora", action="store_true")
-    parser.add_argument("--case", choices=BARE)
-    parser.add_argument("--folder", type=Path, help="where `ours` left its artifacts, for a case that is named")
+    parser.add_argument("--case", choices=CASES)
     options = parser.parse_args()
     if options.case:
-        print(json.dumps(loop(options.case, options.folder, options.steps)))
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = MEASURES[options.case](prepare(Path(folder), options))
+        print(options.length / median(seconds[1:]))
         return
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
-    with tempfile.TemporaryDirectory() as name:
-        write_rows(Path(name), options.length)
-        rounds = [one_round(Path(name), options, environment) for _ in range(options.rounds)]
-    shares = {case: median(one["ours"] / one[case] for one in rounds) for case in BARE}
-    print(json.dumps({"options": {**vars(options), "folder": None}, "tokens_per_second": rounds}, indent=2))
+    command = [sys.executable, __file__, *sys.argv[1:], "--case"]
+    rounds = [
+        {case: float(subprocess.check_output([*command, case], env=environment).split()[-1]) for case in CASES}
+        for _ in range(options.rounds)
+    ]
+    shares = {case: median(one["ours"] / one[case] for one in rounds) for case in CASES}
+    print(json.dumps({"options": {**vars(options), "model": str(options.model)}, "rounds": rounds}, indent=2))
     print(f"{shares['bare']:.1%} of the bare forward and backward pass, {shares['plain']:.2f} times the plain one")
 
 
-def one_round(folder: Path, options: argparse.Namespace, environment: dict[str, str]) -> dict[str, float]:
-    """Return tokens/s of each case, taken one after the other."""
-    speeds = {"ours": median(measure_ours(folder, vars(options), environment)["tokens_per_second"])}
-    newest = max(folder.glob("*/store"), key=lambda store: store.stat().st_mtime).parent
-    command = [sys.executable, __file__, *sys.argv[1:], "--folder", str(newest), "--case"]
-    for case in BARE:
-        speeds[case] = json.loads(subprocess.check_output([*command, case], cwd=ROOT, env=environment))
-    return {case: round(speed, 1) for case, speed in speeds.items()}
+def prepare(folder: Path, options: argparse.Namespace) -> Any:
+    """Return a training of full sequences of random tokens."""
+    from configs.schema import RunConfig
+    from stages.train.job import Job
+    from tests.train_data import FileDigests, Store, packs_of, random_rows, write_packs, write_tokens
+
+    lora = {"adapter": "lora", "lora_r": 16, "lora_alpha": 32, "lora_target_linear": True}
+    run = RunConfig.model_validate(
+        {
+            "base_model": str(options.model),
+            "datasets": [{"path": "unused.jsonl", "type": "completion"}],
+            "sequence_len": options.length,
+            "sample_packing": True,
+            "micro_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "max_steps": options.steps,
+            "learning_rate": 1e-5,
+            "logging_steps": 1,
+            "bf16": False,
+            "save_strategy": "no",
+            "launcher": {"processes": 1, "threads": 1},
+            **(lora if options.lora else {}),
+        }
+    )
+    rows = random_rows([int(share * options.length) for share in SHARES] * options.steps)
+    store, samples = Store(folder / "store", FileDigests(folder / "digests.sqlite")), len(SHARES)
+    packs = packs_of([range(n * samples, (n + 1) * samples) for n in range(options.steps)], rows)
+    (folder / "work").mkdir()
+    names = {"key": "bench", "run": run, "work": folder / "work", "model_name": "base", "model_commit": None}
+    tokens = write_tokens(store, rows, options.model).folder
+    artifacts = {"tokens": tokens, "packs": write_packs(store, packs, packs_of([], rows)).folder}
+    return Job(model=options.model, precision="fp32", tf32=False, world_size=1, **names, **artifacts)
 
 
-def loop(case: str, folder: Path, steps: int) -> float:
-    """Return the median tokens/s of forward and backward over the steps that `ours` trained, but the first."""
-    sys.path.insert(0, str(ROOT))
+def measure_training(job: Any) -> list[float]:
+    """Return the seconds of each step of the training, from record to record."""
+    from stages.train import worker
+    from stages.train.stopping import StopFlag
+    from tests.conftest import free_port
+
+    marks = []
+
+    class Clock(worker.Recorder):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            super().on_train_begin(*args, **kwargs)
+            marks.append(time.process_time())
+
+        def on_log(self, *args: Any, **kwargs: Any) -> None:
+            super().on_log(*args, **kwargs)
+            marks.append(time.process_time())
+
+    worker.Recorder = Clock  # type: ignore[misc]
+    group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update(group, MASTER_PORT=str(free_port()), GLOO_SOCKET_IFNAME="lo")
+    assert worker.train(job, StopFlag()) == 0
+    return [end - begin for begin, end in pairwise(marks[: job.run.max_steps + 1])]
+
+
+def measure_loop(job: Any, *, as_ours: bool) -> list[float]:
+    """Return the seconds of forward and backward of each step."""
     import torch
 
-    from configs.load import load_run
     from stages.tokens import Packs, TokenRows
-    from stages.train.balance import training_costs
     from stages.train.data import Batches
-    from stages.train.job import Job
-    from stages.train.loss import CHECKED_TOKENS, LossByChunks
+    from stages.train.loss import LossByChunks
     from stages.train.model import load_model
-    from stages.train.schedule import plan_schedule
     from stages.train.segments import attend_by_sample
     from stages.train.worker import batch_form, open_artifact
 
     torch.set_num_threads(1)
-    run = load_run(folder / "run.yaml").run
-    [tokenized], [packed] = ([*(folder / "store" / stage).iterdir()] for stage in ("tokenize", "pack"))
-    model_folder = Path(run.base_model)
-    names = {"key": "bench", "run": run, "work": folder, "model_name": "base", "model_commit": None}
-    settings = {"precision": "fp32", "tf32": False, "world_size": 1}
-    job = Job(tokens=tokenized, packs=packed, model=model_folder, **names, **settings)
-    tokens, packs = open_artifact(tokenized), Packs.read(packed / "train.arrow")
+    tokens = open_artifact(job.tokens)
     model: Any = load_model(job, tokens.facts["tokenizer"]["vocab_size"])
     model.config.use_cache = False
-    if case == "bare":
+    if as_ours:
         attend_by_sample(model)
-    batches = Batches(TokenRows(tokens), packs, batch_form(job, tokens, model))
-    if case == "bare":
-        chunks = LossByChunks.of(model)
-        assert chunks is not None
-        small = batches.collate([batches.beginning(0, samples=1, tokens=CHECKED_TOKENS)])
-        assert chunks.is_right(model, small)
-    costs = training_costs(run, packs, model_folder)
-    schedule = plan_schedule(run, sequences=len(packs), eval_sequences=0, world_size=1, costs=costs)
+        assert LossByChunks.of(model) is not None
+    batches = Batches(TokenRows(tokens), Packs.read(job.packs / "train.arrow"), batch_form(job, tokens, model))
     model.train()
-    speeds = []
-    for sequences, _ in zip(schedule.step_sequences(), range(steps), strict=False):
-        batch, started = batches.__getitems__(sequences.tolist()), time.perf_counter()
+    seconds = []
+    for step in range(job.run.max_steps):
+        batch, started = batches.__getitems__([step]), time.process_time()
         model(**batch, num_items_in_batch=(batch["labels"][:, 1:] != -100).sum()).loss.backward()
-        speeds.append(batches.tokens(sequences) / (time.perf_counter() - started))
+        seconds.append(time.process_time() - started)
         model.zero_grad()
-    return median(speeds[1:])
+    return seconds
 
+
+MEASURES = {
+    "ours": measure_training,
+    "bare": lambda job: measure_loop(job, as_ours=True),
+    "plain": lambda job: measure_loop(job, as_ours=False),
+}
 
 if __name__ == "__main__":
     main()

@@ -133,6 +133,7 @@ def key_inputs(context: Context, machine: Machine) -> dict[str, Any]:
         "weights_in_low_precision": run.bf16 == "full",
         "sharding": run.sharding,
         **({"copies": copies(run, machine)} if run.sharding == "fsdp2" and copies(run, machine) > 1 else {}),
+        **({"loss": "by chunks"} if run.sharding in ("fsdp2", "zero3") else {}),  # elsewhere it always was
         "deepspeed": run.deepspeed,
         "tf32": tf32(run, machine),
         "world_size": world_size(run, machine),

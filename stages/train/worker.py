@@ -235,9 +235,10 @@ def _checkpoint_for_all(job: Job, work: WorkFolder, *, is_first: bool) -> str | 
 
 
 def _describe_model(model: PreTrainedModel) -> str:
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return f"training {trained:,} of {total:,} parameters"
+    sizes = [
+        (getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()
+    ]  # ZeRO-3 has emptied them
+    return f"training {sum(n for n, is_trained in sizes if is_trained):,} of {sum(n for n, _ in sizes):,} parameters"
 
 
 def _describe_course(schedule: Schedule) -> str:
