@@ -134,7 +134,7 @@ def _disk_errors(store: Store) -> Iterator[None]:
         remedy = (
             "Free space (`sft artifacts gc` removes what no run needs), or move the store to another disk."
             if error.errno in FULL
-            else "Let this user write there."
+            else "Give this user the rights that it needs there."
         )
         raise StoreError(
             f"{error.filename or store.root}: {error.strerror}. {remedy} What was finished is kept; run again."

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import psutil
 
+from tests.conftest import prefect_server
 from tests.crash.killing import run_forked
 from tests.crash.laboratory import Tally
 from tests.crash.remote_scenarios import empty, left_in_bucket, remote_is_whole
@@ -28,16 +29,23 @@ def kill_whole_runs(where: Where | None, folder: Path, deadline: float, seed: in
     """Kill a run one to three times, finish it, and compare the model with that of an undisturbed run.
 
     With a place in a bucket the store is there, and with every second kill the machine's disk is lost: its cache, its
-    work, and the output folder.
+    work, and the output folder. All report to one Prefect server, whose start would take half of the time.
     """
+    home = folder / "prefect"
+    home.mkdir(exist_ok=True)
+    with prefect_server(home) as api:
+        return _kill(where, folder, {"PREFECT_API_URL": api}, deadline, seed)
+
+
+def _kill(where: Where | None, folder: Path, environment: dict[str, str], deadline: float, seed: int) -> Tally:
     tally = Tally(f"sft run{', store in a bucket, disks lost' if where else ''}: at random moments")
     original = folder / "original"
     shutil.rmtree(original, ignore_errors=True)
     run_forked(partial(_create, where), original)
-    reference, seconds = _finish(_machine(original, folder / "project", where))
+    reference, seconds = _finish(_machine(original, folder / "project", where, environment))
     rng = random.Random(seed)
     while time.monotonic() + 2 * seconds < deadline:
-        project = _machine(original, folder / "project", where)
+        project = _machine(original, folder / "project", where, environment)
         for _ in range(rng.randint(1, 3)):
             process = project.start("run", "run.yaml")
             time.sleep(rng.uniform(0.05, 1.0) * seconds)
@@ -65,16 +73,16 @@ def _create(where: Where | None, folder: Path) -> None:
     Project.create(folder, rows=40, **COURSE, **store)
 
 
-def _machine(original: Path, folder: Path, where: Where | None) -> Project:
+def _machine(original: Path, folder: Path, where: Where | None, environment: dict[str, str]) -> Project:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(original, folder)
     if where:
         run_forked(partial(empty, where), folder)
-    return Project(folder, {"XDG_CACHE_HOME": str(folder / "cache")})
+    return Project(folder, {"XDG_CACHE_HOME": str(folder / "cache"), **environment})
 
 
 def _lose_disk(folder: Path) -> None:
-    for name in ("cache", "out", ".prefect"):
+    for name in ("cache", "out"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
