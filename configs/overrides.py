@@ -124,6 +124,8 @@ def apply_override(document: Document, text: str) -> None:
         rule = "a secret on the command line is seen by others of this machine, and kept by Prefect's server"
         document.problem(path, None, rule, "Write it into the file, or use the environment or a Prefect block.")
         return
+    for place in [place for place in document.places if place[: len(path)] == path]:
+        del document.places[place]  # what stood there in the file is gone
     document.places[path] = COMMAND_LINE
     target: Any = document.values
     for depth, (part, following) in enumerate(itertools.pairwise(path), start=1):
@@ -131,6 +133,7 @@ def apply_override(document: Document, text: str) -> None:
         if inner is None:
             _no_such_place(document, path, path[:depth], target, part)
             return
+        document.places.setdefault(path[:depth], COMMAND_LINE)
         target = inner
     if isinstance(target, dict):
         target[path[-1]] = _value(raw)

@@ -240,10 +240,13 @@ class RunConfig(Section):
         None, description="How long torch.compile looks for fast kernels."
     )
     lora_mlp_kernel: bool = Field(
-        False, description="Adapted gated feed-forward parts keep half as much for the backward pass: one operator."
+        False,
+        description="Compute adapted gated feed-forward parts in one operator, which keeps half as much for gradients.",
     )
-    lora_qkv_kernel: bool = Field(False, description="The same for adapted layers of queries, keys and values.")
-    lora_o_kernel: bool = Field(False, description="The same for the adapted output layer of attention.")
+    lora_qkv_kernel: bool = Field(
+        False, description="Compute adapted query, key and value layers in one operator each."
+    )
+    lora_o_kernel: bool = Field(False, description="Compute the adapted output layer of attention in one operator.")
     dataloader_num_workers: int = Field(0, ge=0, description="Processes that assemble batches.")
 
     # Samples

@@ -121,7 +121,7 @@ def validate(given: GivenConfig, gpu: str | None, as_json: bool) -> None:
     """Check CONFIG: its keys and values, its model, tokenizer and data, and what would go wrong in training."""
     from flows.planning import validate_document
 
-    document = validate_document(given.load(), gpu=gpu)
+    document = validate_document(given.load(), gpu=gpu, strict=given.strict)
     if as_json:
         write_json(document)
     else:

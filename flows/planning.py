@@ -26,15 +26,16 @@ from stages.train.schedule import plan_schedule, waiting_of
 from stages.train.stage import key_inputs
 
 
-def validate_document(loaded: LoadedRun, *, gpu: str | None = None) -> dict[str, Any]:
+def validate_document(loaded: LoadedRun, *, gpu: str | None = None, strict: bool = False) -> dict[str, Any]:
     """Return the findings about a configuration, its model and its data, as JSON-ready data.
 
-    What only this machine is without is a warning: the file is right.
+    What only this machine is without is a warning: the file is right. With `strict` warnings make it invalid.
     """
+    wrong = ("error", "warning") if strict else ("error",)
     outlook = look_ahead(loaded, gpu=gpu).of_file()
     findings = [*outlook.findings, *_data_findings(loaded)]
     return {
-        "valid": not any(finding.level == "error" for finding in findings),
+        "valid": not any(finding.level in wrong for finding in findings),
         **_findings(findings, loaded),
         "keys": [vars(use) for use in loaded.keys],
     }

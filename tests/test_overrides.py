@@ -60,6 +60,14 @@ def test_lists_are_reached_by_position_and_grow_at_their_end(tmp_path: Path) -> 
     assert (run.eot_tokens, run.launcher.processes) == (("</s>",), 2)
 
 
+def test_what_is_wrong_in_an_override_stands_on_the_command_line(tmp_path: Path) -> None:
+    """Also inside of it, and not where the file had something else."""
+    text = GOOD + "plugins:\n  - axolotl.integrations.liger.LigerPlugin\n"
+    for override in ("plugins=[some.Plugin]", "plugins.0=some.Plugin", "lora_dropou.x=1", "datasets.0.tpe=alpaca"):
+        [problem] = problems(tmp_path, text, override)
+        assert problem.place == "command line", override
+
+
 def test_null_takes_a_key_away(tmp_path: Path) -> None:
     assert load(tmp_path, GOOD + "seed: 7\nwarmup_steps: 3\n", "seed=", "warmup_steps=null").run.seed == 42
 

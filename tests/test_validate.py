@@ -111,3 +111,11 @@ def test_nothing_heavy_is_imported(folder: Path, words: str) -> None:
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "flows.cli" in imported or "flows.command" in imported
     assert not {"torch", "prefect", "transformers", "peft", "accelerate"} & imported
+
+
+def test_with_strict_a_warning_makes_a_file_invalid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    usual = CliRunner().invoke(cli, ["validate", "run.yaml", "learning_rate=0.01"], catch_exceptions=False)
+    assert (usual.exit_code, usual.stderr.splitlines()[-1]) == (0, "run.yaml: valid")
+    strict = CliRunner().invoke(cli, ["validate", "run.yaml", "learning_rate=0.01", "--strict"])
+    assert (strict.exit_code, strict.stderr.splitlines()[-1]) == (2, "run.yaml: not valid")

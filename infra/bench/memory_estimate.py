@@ -38,6 +38,8 @@ SAMPLED_EVERY = 0.004
 TRAIN = ("-m", "stages.train")
 VOCABULARY = 16_384
 LORA = {"adapter": "lora", "lora_r": 16, "lora_alpha": 32, "lora_target_linear": True}
+BF16 = {"bf16": True}
+TWO = {"launcher": {"processes": 2, "threads": 1}}
 KERNELS = {"lora_mlp_kernel": True, "lora_qkv_kernel": True, "lora_o_kernel": True}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     # name -> (family, keys)
@@ -56,9 +58,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora, kernels": ("llama", {**LORA, **KERNELS}),
     "lora, kernels, recomputed": ("llama", {**LORA, **KERNELS, "gradient_checkpointing": True}),
     "qlora": ("llama", {**LORA, "adapter": "qlora", "load_in_4bit": True}),
-    "full, DDP": ("llama", {"launcher": {"processes": 2, "threads": 1}}),
-    "full, FSDP2": ("llama", {"launcher": {"processes": 2, "threads": 1}, "fsdp_config": {}}),
-    "lora, FSDP2": ("llama", {**LORA, "launcher": {"processes": 2, "threads": 1}, "fsdp_config": {}}),
+    "full, bf16": ("llama", BF16),
+    "lora, bf16": ("llama", {**LORA, **BF16}),
+    "lora, kernels, bf16": ("llama", {**LORA, **KERNELS, **BF16}),
+    "lora, recomputed, bf16": ("llama", {**LORA, **BF16, "gradient_checkpointing": True}),
+    "qlora, bf16": ("llama", {**LORA, **BF16, "adapter": "qlora", "load_in_4bit": True}),
+    "full, FSDP2, bf16": ("llama", {**BF16, **TWO, "fsdp_config": {}}),
+    "full, ZeRO-1": ("llama", {**TWO, "deepspeed": {"zero_optimization": {"stage": 1}}}),
+    "full, ZeRO-2": ("llama", {**TWO, "deepspeed": {"zero_optimization": {"stage": 2}}}),
+    "full, ZeRO-3": ("llama", {**TWO, "deepspeed": {"zero_optimization": {"stage": 3}}}),
+    "full, DDP": ("llama", TWO),
+    "full, FSDP2": ("llama", {**TWO, "fsdp_config": {}}),
+    "lora, FSDP2": ("llama", {**LORA, **TWO, "fsdp_config": {}}),
 }
 
 
@@ -152,7 +163,7 @@ def prepare(folder: Path, family: str, keys: dict[str, Any], *, size: int, layer
         model_name="base",
         model_commit=None,
         work=work,
-        precision="fp32",
+        precision="bf16" if run.bf16 else "fp32",
         tf32=False,
         world_size=processes,
     )
@@ -162,7 +173,7 @@ def prepare(folder: Path, family: str, keys: dict[str, Any], *, size: int, layer
 
 def _estimate(job: Job) -> dict[str, float]:
     shape = model_shape(job.model)
-    step = Pass("fp32", "cpu", rows=job.run.sequences_per_pass, width=job.run.sequence_len)
+    step = Pass(job.precision, "cpu", rows=job.run.sequences_per_pass, width=job.run.sequence_len)
     memory = estimate(job.run, shape, step, job.world_size)
     return {name: size / 2**20 for name, size in memory.parts.items()}
 

@@ -174,8 +174,11 @@ def _logits(run: RunConfig, shape: ModelShape, step: Pass) -> float:
     """Return what the loss holds: a few rows of logits at a time."""
     vocabulary = shape.vocabulary
     rows = min(step.tokens, max(16, CHUNK_BYTES[step.device] // (FLOAT * vocabulary)))
-    copies = FLOAT if step.bytes == FLOAT else 2 * step.bytes + FLOAT
-    return rows * vocabulary * copies + _spread(shape, step) + _head_gradient(run, shape, step)
+    lower = step.bytes != FLOAT
+    copies = FLOAT + step.bytes if lower else FLOAT
+    head = _head_gradient(run, shape, step)
+    product = step.bytes * vocabulary * shape.hidden if head and lower else 0.0  # before it is added to the gradient
+    return rows * vocabulary * copies + product + _spread(shape, step) + head
 
 
 def _spread(shape: ModelShape, step: Pass) -> float:
