@@ -46,7 +46,8 @@ def adapter_of(project: Project) -> bytes:
 
 
 @pytest.mark.slow
-def test_two_nodes_train_what_two_processes_do_and_a_lost_node_comes_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["127.0.0.1", "127.0.0.2"])  # the first node, where the agents meet, and another
+def test_two_nodes_train_what_two_processes_do_and_a_lost_node_comes_back(tmp_path: Path, lost: str) -> None:
     local = Project.create(tmp_path / "local", num_epochs=4, save_steps=5, launcher={"processes": 2, "threads": 1})
     local.run("--until", "train")
     nodes = Project(tmp_path / "nodes", dict(local.environment))
@@ -56,7 +57,7 @@ def test_two_nodes_train_what_two_processes_do_and_a_lost_node_comes_back(tmp_pa
     work = nodes.folder / "store" / ".work" / "train"
     wait_for(lambda: any(work.glob("*/checkpoint-*/complete.json")), 240, lambda: log_of(work))
     agents = [found for found in of_training(nodes.folder) if found.cmdline()[2] == "stages.train.agent"]
-    [agent] = [found for found in agents if "--local-addr=127.0.0.2" in found.cmdline()]
+    [agent] = [found for found in agents if f"--local-addr={lost}" in found.cmdline()]
     agent.kill()
     _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err.decode()
@@ -177,6 +178,7 @@ def test_a_train_job_is_followed_past_an_api_that_is_away_and_deleted(
     ("ranks", "agent", "lost"),
     [
         ([], 137, True),  # the agent itself was killed
+        ([], 75, True),  # the node where the agents meet does not answer
         ([], 255, True),  # its host does not answer
         ([143], 255, True),  # the engine knows that a machine is gone, and has stopped the others
         ([75], 1, True),  # another process is gone

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from configs.load import load_run
 from flows.quickstart import data, prepared
 from flows.quickstart.evaluate import answers
+from tests.project import Project
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = REPOSITORY / "configs" / "quickstart.yaml"
@@ -205,6 +207,22 @@ def test_the_quick_start_teaches_the_model_and_is_not_done_twice(tmp_path: Path)
     assert orjson.loads((tmp_path / "quickstart" / "result.json").read_bytes()) == result
     assert "making a base model" in first
     assert "making a base model" not in second
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_getting_started_goes_on_with_works_on_what_the_quick_start_made(made: Path, tmp_path: Path) -> None:
+    page = (REPOSITORY / "infra" / "docs" / "getting-started.md").read_text()
+    project = Project(tmp_path)
+    shutil.copytree(made, tmp_path / "quickstart")
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"^sft (.+)$", page, re.MULTILINE)]
+    assert [words[0] for words in commands] == ["init", "validate", "plan", "preprocess", "run"]
+    for words in commands:
+        project.sft(*words, *(["max_steps=2"] if words[0] == "run" else []), seconds=600)
+    table = page.split("| what it is |")[1].split("Run it again")[0]
+    files = " ".join(row.split("|")[1] for row in table.splitlines() if row.startswith("| `"))
+    for name in re.findall(r"`([\w/.]+)`", files):
+        assert (tmp_path / "outputs" / "run" / name).exists(), name
 
 
 def test_sigterm_reaches_the_run(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 import orjson
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
 from torch.distributed.run import main as torchrun
 
-from stages.train.outcome import AGENT, STOPPED
+from stages.train.outcome import AGENT, LOST, STOPPED
 
 
 def main() -> int:
@@ -32,6 +33,9 @@ def main() -> int:
         return 1
     except SignalException:
         return STOPPED
+    except RendezvousConnectionError as error:  # the first node, where the agents meet, is gone
+        sys.stderr.write(f"{error}\n")
+        return LOST
     return 0
 
 

@@ -62,6 +62,10 @@ def error_of(work: WorkFolder, agent_code: int) -> SftError:
     for rank, code in codes:
         if code == LOST and work.failure(rank).exists():
             return TransientError(orjson.loads(work.failure(rank).read_bytes())["text"])
+    if agent_code in (LOST, NO_HOST):
+        return TransientError(
+            "another node of the training is gone; it continues from its last checkpoint when run again"
+        )
     rank, code = codes[0] if codes else (0, agent_code)
     log = work.rank_log(rank) if work.rank_log(rank).exists() else work.log
     return StageError(f"training process {rank} ended with exit code {code}. The end of {log}:\n{_tail(log)}")
@@ -72,7 +76,7 @@ def is_lost(work: WorkFolder, agent_code: int) -> bool:
     codes = [code for _, code in _rank_codes(work)]
     if agent_code == NO_HOST:  # who then stops the others may do it with SIGTERM
         return not any(code in (WRONG_CONFIGURATION, FAILED) for code in codes)
-    return all(code in (*KILLED, LOST) for code in codes) if codes else agent_code in KILLED
+    return all(code in (*KILLED, LOST) for code in codes) if codes else agent_code in (*KILLED, LOST)
 
 
 def _rank_codes(work: WorkFolder) -> list[tuple[int, int]]:
