@@ -15,6 +15,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
 from torch.distributed.run import main as torchrun
 
+from stages.train.extensions import compiled_operators
 from stages.train.outcome import AGENT, LOST, STOPPED
 
 
@@ -23,7 +24,8 @@ def main() -> int:
     os.environ[AGENT] = str(os.getpid())
     report, arguments = Path(sys.argv[1]), sys.argv[2:]
     try:
-        torchrun(arguments)
+        with compiled_operators():
+            torchrun(arguments)
     except ChildFailedError as error:
         failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
         records = [
