@@ -68,7 +68,7 @@ def test_a_slice_of_a_row_is_a_sample_of_its_own(token_rows: TokenRows) -> None:
 
 def test_processes_share_a_step_and_its_empty_rows_come_last() -> None:
     common = {"warmup_steps": 0, "logging_steps": 1, "saves": frozenset(), "evals": frozenset(), "seed": 1}
-    common["costs"] = np.ones(11)
+    common |= {"costs": np.ones(11), "in_order": False}
     schedule = Schedule(sequences=11, batch=8, steps_per_epoch=2, steps=2, **common)  # type: ignore[arg-type]
     ranks = [list(RankPasses(schedule, passes_per_step=2, rank=rank, world_size=2)) for rank in (0, 1)]
     first, second = (step.tolist() for step in schedule.step_sequences())

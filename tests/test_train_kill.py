@@ -159,8 +159,8 @@ def test_killed_stopped_and_cancelled_it_ends_as_if_nothing_had_been(tmp_path: P
 
 
 PARENT = """
-import os, pathlib, signal, sys
-from tests.test_train_kill import LENGTHS, SEQUENCES, lora_run, train
+import pathlib, sys
+from tests.test_train_kill import LENGTHS, SEQUENCES, kill_parent, lora_run, train
 from tests.train_data import Bench
 
 bench = Bench(pathlib.Path(sys.argv[1]), LENGTHS, SEQUENCES)
