@@ -24,9 +24,8 @@ import orjson
 
 from stages.errors import ConfigError, Problem, StageError
 from stages.lifeline import bound
+from stages.own_process import python_path
 from stages.remote.download import cache_folder
-
-SOURCE_ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,10 @@ class Conversion:
 
     def _convert(self, source: Path, draft: Path) -> None:
         request = {"source": str(source), "out": str(draft), "file": self.file, "remote_code": self.trust_remote_code}
-        path = os.pathsep.join([str(SOURCE_ROOT), os.environ.get("PYTHONPATH", "")])
         done = subprocess.run(
             bound([sys.executable, "-m", "stages.model_conversion"]),
             input=orjson.dumps(request),
-            env={**os.environ, "PYTHONPATH": path, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+            env={**os.environ, "PYTHONPATH": python_path(), "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
             capture_output=True,
             check=False,
         )

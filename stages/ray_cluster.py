@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from stages.errors import ConfigError, Problem, TransientError
+from stages.own_process import SOURCE_ROOT
 
-SOURCE_ROOT = Path(__file__).resolve().parents[1]
 KNOCK_SECONDS = 10.0
 
 

@@ -147,3 +147,17 @@ def save_webhook(project: Project, name: str, address: str) -> None:
         f".save({name!r}, overwrite=True)"
     )
     subprocess.run([sys.executable, "-c", text], env={**os.environ, **project.environment}, check=True, timeout=120)
+
+
+def log_of(project: Project) -> str:
+    work = project.folder / "store" / ".work" / "train"
+    return "\n".join(path.read_text()[-3000:] for path in work.glob("*/train.log"))
+
+
+def wait_for_checkpoint(project: Project) -> None:
+    work = project.folder / "store" / ".work" / "train"
+    wait_for(lambda: any(work.glob("*/checkpoint-*/complete.json")), 240, lambda: log_of(project))
+
+
+def weights(project: Project) -> bytes:
+    return (project.folder / "out" / "adapter_model.safetensors").read_bytes()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import free_port
-from tests.operated import of_training, wait_for
+from tests.operated import log_of, of_training, wait_for, wait_for_checkpoint, weights
 from tests.project import Project, statuses
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -106,20 +106,6 @@ def cluster() -> Iterator[Cluster]:
 def launcher(**more: Any) -> dict[str, Any]:
     lines = {"setup": "export GLOO_SOCKET_IFNAME=lo"}
     return {"type": "slurm", "nodes": 2, "processes": 1, "threads": 1, "port": free_port(), "slurm": lines, **more}
-
-
-def log_of(project: Project) -> str:
-    work = project.folder / "store" / ".work" / "train"
-    return "\n".join(path.read_text()[-3000:] for path in work.glob("*/train.log"))
-
-
-def wait_for_checkpoint(project: Project) -> None:
-    work = project.folder / "store" / ".work" / "train"
-    wait_for(lambda: any(work.glob("*/checkpoint-*/complete.json")), 240, lambda: log_of(project))
-
-
-def weights(project: Project) -> bytes:
-    return (project.folder / "out" / "adapter_model.safetensors").read_bytes()
 
 
 def test_two_nodes_train_what_two_processes_do_and_a_lost_node_comes_back(tmp_path: Path, cluster: Cluster) -> None:

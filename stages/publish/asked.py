@@ -7,26 +7,20 @@ the ids must be those that stand in front of that answer in the tokens that were
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-import orjson
-
 from configs.schema import RunConfig
 from stages.artifacts import Artifact
-from stages.errors import StageError
 from stages.formats import ChatFormat, is_chat, make_format
 from stages.formats.custom_rows import MessagesFormat
 from stages.formats.messages import Message
 from stages.formats.rows import read_row
 from stages.inspection.rows import picks, raw_rows
+from stages.own_process import answer_of
 from stages.stage import Upstream
 from stages.templates.choice import ChatTemplate
-from stages.tokenize.pool import SOURCE_ROOT
 from stages.tokens import IGNORED, TokenRows
 
 ROWS = 5
@@ -137,15 +131,7 @@ def _ask(run: RunConfig, upstream: Upstream, questions: list[Question]) -> list[
         "day": upstream["tokenize"].manifest.inputs.get("today"),
         "questions": questions,
     }
-    process = subprocess.run(
-        [sys.executable, "-m", "stages.publish.asked_worker"],
-        input=orjson.dumps(request),
-        capture_output=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCE_ROOT), os.environ.get("PYTHONPATH", "")])},
+    answers: list[list[str]] = answer_of(
+        "stages.publish.asked_worker", request, "renders prompts with the model's tokenizer"
     )
-    if process.returncode:
-        last = process.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise StageError(f"the process that renders prompts with the model's tokenizer failed: {''.join(last)}")
-    answers: list[list[str]] = orjson.loads(process.stdout)
     return answers

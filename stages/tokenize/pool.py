@@ -10,15 +10,13 @@ import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from pathlib import Path
 from typing import IO, Any
 
 import orjson
 
 from stages.errors import ConfigError, Problem, TransientError
+from stages.own_process import python_path
 from stages.tokenize.shard import Job, Outcome, Report, Setup, ShardTokenizer
-
-SOURCE_ROOT = Path(__file__).resolve().parents[2]
 
 
 def tokenize_shards(
@@ -82,13 +80,12 @@ class _Worker:
     """A process of `stages.tokenize.worker`, which ends when its standard input closes, so at the latest with us."""
 
     def __init__(self, setup: Setup) -> None:
-        paths = [str(SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         single = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "stages.tokenize.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **single, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, **single, "PYTHONPATH": python_path()},
         )
         self._to, self._from = _pipe(self._process.stdin), _pipe(self._process.stdout)
         self._send(setup.model_dump_json())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -23,11 +21,12 @@ from stages.base_model import TOKENIZER_FILES, ModelSource, find_tokenizer
 from stages.errors import ConfigError, DataError, Problem, StageError
 from stages.fetch.shards import file_of_row, files_of
 from stages.formats import FILTERED, check_format, format_inputs, is_chat
+from stages.own_process import answer_of
 from stages.stage import Context, Stage, Upstream
 from stages.templates.choice import TemplateChoice, choose_template, writes_the_date
 from stages.tokenize.checks import Counts, as_facts, checks
 from stages.tokenize.earlier import MadeShard, adopt, find_earlier, made_of, write_contents
-from stages.tokenize.pool import SOURCE_ROOT, tokenize_shards
+from stages.tokenize.pool import tokenize_shards
 from stages.tokenize.ray_pool import tokenize_on_ray
 from stages.tokenize.shard import Job, Outcome, Setup
 
@@ -203,17 +202,7 @@ def resolve_tokenizer(run: RunConfig, source: ModelSource, folder: Path) -> dict
         "trust_remote_code": run.trust_remote_code,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    process = subprocess.run(
-        [sys.executable, "-m", "stages.tokenizer"],
-        input=orjson.dumps(request),
-        capture_output=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCE_ROOT), os.environ.get("PYTHONPATH", "")])},
-    )
-    if process.returncode:
-        last = process.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise StageError(f"{source.name}: the process that loads the tokenizer failed: {''.join(last)}")
-    answer: dict[str, Any] = orjson.loads(process.stdout)
+    answer: dict[str, Any] = answer_of("stages.tokenizer", request, f"loads the tokenizer of {source.name}")
     if "error" in answer:
         key = answer["key"] or ("tokenizer_config" if run.tokenizer_config else "base_model")
         remedy = "Name another tokenizer with tokenizer_config, or change the key."

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Protocol
 
+from stages.own_process import python_path
 from stages.train.job import Job, WorkFolder
-
-PROJECT = Path(__file__).parents[3]
 
 
 class Agents(Protocol):
@@ -56,12 +54,11 @@ def agent_module(
 
 def environment(threads: int) -> dict[str, str]:
     """Return the variables that a training needs on every node, beside those that are there."""
-    path = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {
         "COMET_DISABLE_AUTO_LOGGING": "1",  # where it is installed it would log on its own, asked or not
         "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),  # else other bits each time
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": path,
+        "PYTHONPATH": python_path(),
         "PYTHONUNBUFFERED": "1",
     }
